@@ -1,0 +1,1 @@
+"""Real-ESRGAN for pnp_irib: x4plus, x4plus-anime, animevideov3."""

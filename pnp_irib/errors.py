@@ -1,0 +1,86 @@
+"""What can go wrong, as one tree of exceptions.
+
+    PnPIribError
+    ├── ConfigError          options or files that configure a run contradict themselves
+    ├── InputError           a picture, tensor or argument is not what the call accepts
+    │   └── ImageFileError   a file cannot be read as, or written as, a picture
+    ├── RegistryError        restorer names
+    │   ├── UnknownRestorerError
+    │   ├── DuplicateRestorerError
+    │   └── BrokenPluginError
+    ├── WrapError            an object cannot be used as a restorer
+    ├── WeightsError         a weight file is missing, damaged or does not fit the network
+    └── MissingExtraError    a package of an optional extra is not installed (also an ImportError)
+
+Every message says what was found, what was expected and the next thing to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "BrokenPluginError",
+    "ConfigError",
+    "DuplicateRestorerError",
+    "ImageFileError",
+    "InputError",
+    "MissingExtraError",
+    "PnPIribError",
+    "RegistryError",
+    "UnknownRestorerError",
+    "WeightsError",
+    "WrapError",
+    "did_you_mean",
+]
+
+
+class PnPIribError(Exception):
+    """Root of all errors that this library raises on purpose."""
+
+
+class ConfigError(PnPIribError, ValueError):
+    """A configuration is wrong or contradicts itself."""
+
+
+class InputError(PnPIribError, ValueError):
+    """An argument (picture, tensor, size, prompt) is outside what the call accepts."""
+
+
+class ImageFileError(InputError):
+    """A file cannot be read as a picture, or a picture cannot be written to it."""
+
+
+class RegistryError(PnPIribError):
+    """Something is wrong with the registered restorers."""
+
+
+class UnknownRestorerError(RegistryError, LookupError):
+    """No registered restorer has this name."""
+
+
+class DuplicateRestorerError(RegistryError):
+    """Two installed distributions offer a restorer of the same name."""
+
+
+class BrokenPluginError(RegistryError):
+    """A registered restorer exists, but its package cannot be loaded."""
+
+
+class WrapError(PnPIribError, TypeError):
+    """An object cannot be wrapped as a restorer."""
+
+
+class WeightsError(PnPIribError):
+    """A weight file is missing, damaged, or does not fit the network."""
+
+
+class MissingExtraError(PnPIribError, ImportError):
+    """A package that belongs to an optional extra is not installed."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence with the nearest known names, or an empty string; ends with a space when not empty."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"Did you mean {' or '.join(repr(n) for n in near)}? " if near else ""

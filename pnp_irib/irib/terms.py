@@ -1,0 +1,68 @@
+"""The terms of the objective, one function an equation. All return one value a picture."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pnp_irib.images.padding import reflect_pad
+
+__all__ = ["gate_supervision", "gaussian_blur", "hq_fidelity", "lq_reconstruction"]
+
+Norm = Literal["l1", "l2"]
+
+
+def gaussian_blur(picture: Tensor, sigma: float) -> Tensor:
+    """Separable Gaussian blur G_tau with reflected borders; (N, C, H, W), ``sigma`` in pixels."""
+    radius = max(1, math.ceil(3 * sigma))
+    taps = torch.arange(-radius, radius + 1, dtype=picture.dtype, device=picture.device)
+    kernel = torch.exp(-0.5 * (taps / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    channels = picture.shape[1]
+    padded = reflect_pad(picture, (radius, radius, radius, radius))
+    rows = F.conv2d(padded, kernel.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
+    return F.conv2d(rows, kernel.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
+
+
+def _distance(a: Tensor, b: Tensor, norm: Norm) -> Tensor:
+    difference = a - b
+    return (difference.abs() if norm == "l1" else difference.square()).mean((1, 2, 3))
+
+
+def lq_reconstruction(estimate: Tensor, reference: Tensor, *, lambda_blur: float, tau: float, norm: Norm = "l2") -> Tensor:
+    """Blur-aware LQ reconstruction: ||x - y|| + lambda_blur ||G_tau * x - G_tau * y||, means over pixels.
+
+    Args:
+        estimate: projected pictures, (N, 3, H, W).
+        reference: draws of the LQ picture, the same shape.
+        lambda_blur: weight of the blurred comparison, in which the unpredictable noise of the reference averages out.
+        tau: standard deviation of the blur, LQ pixels.
+        norm: squared (the bound's Gaussian channel) or absolute differences.
+
+    Returns:
+        (N,).
+    """
+    loss = _distance(estimate, reference, norm)
+    if lambda_blur:
+        loss = loss + lambda_blur * _distance(gaussian_blur(estimate, tau), gaussian_blur(reference, tau), norm)
+    return loss
+
+
+def hq_fidelity(restored: Tensor, hq: Tensor, *, norm: Norm = "l2") -> Tensor:
+    """Pixel part of L_HQ-fid: ||z_hat - z||, mean over pixels; (N, 3, H, W) twice to (N,)."""
+    return _distance(restored, hq, norm)
+
+
+def gate_supervision(severity: Tensor, label: Tensor) -> Tensor:
+    """Binary cross-entropy of the gate's logit against 1 (needs projection) or 0 (does not); NaN labels count nothing.
+
+    Args:
+        severity: (N,) logits.
+        label: (N,) in {0, 1, NaN}.
+    """
+    known = ~label.isnan()
+    return F.binary_cross_entropy_with_logits(severity, label.nan_to_num(), reduction="none") * known

@@ -1,0 +1,251 @@
+"""What all projectors share: the call, the description, saving and loading.
+
+A saved projector is a folder: ``config.json`` (format, architecture, provenance, hash of the weights), ``model.safetensors``
+and a model card ``README.md``. Loading is strict.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from pnp_irib.errors import InputError, WeightsError
+from pnp_irib.profile import DegradationProfile
+from pnp_irib.prompts import Prompt
+from pnp_irib.weights import load_strictly, write_atomically
+
+__all__ = ["CONFIG_NAME", "FORMAT", "WEIGHTS_NAME", "Architecture", "Projector", "Provenance", "SourceFile", "explain_validation"]
+
+FORMAT = 1
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+CARD_NAME = "README.md"
+
+
+class Architecture(BaseModel):
+    """Sizes of a projector; ``kind`` names its class."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: str
+
+
+class SourceFile(BaseModel):
+    """A file that a projector came from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    sha256: str
+
+
+class Provenance(BaseModel):
+    """Where a projector comes from and what it is for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str | None = Field(default=None, description="name of the projector")
+    lq_profile: DegradationProfile | None = Field(default=None, description="range it maps onto")
+    elq_profiles: tuple[DegradationProfile, ...] = Field(default=(), description="ranges it was trained to take")
+    restorer: str | None = Field(default=None, description="registry name of the restorer it was trained with")
+    surrogate: str | None = Field(default=None, description="restorer that stood in for it in the HQ losses")
+    training_data: str | None = None
+    steps: int = Field(default=0, ge=0, description="training steps")
+    commit: str | None = Field(default=None, description="revision of the code that trained it")
+    licence: str | None = None
+    files: tuple[SourceFile, ...] = Field(default=(), description="files it came from (training config, data list, restorer)")
+
+
+class Projector(nn.Module, ABC):
+    """A network that maps ELQ pictures onto the LQ pictures a restorer knows."""
+
+    config_class: ClassVar[type[Architecture]]
+    architecture: Architecture
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.provenance = Provenance()
+
+    @abstractmethod
+    def forward(self, elq: Tensor, prompts: Sequence[Prompt | None] | None = None) -> Tensor:
+        """The projection itself; see `project`."""
+
+    def project(
+        self, elq: Tensor, *, prompts: Sequence[Prompt | None] | None = None, strength: float = 1.0
+    ) -> Tensor:
+        """Map ELQ pictures onto LQ pictures, under the caller's grad mode.
+
+        Args:
+            elq: (N, 3, H, W) in [0, 1].
+            prompts: one a picture, or None.
+            strength: blend between the input (0) and the projection (1).
+
+        Returns:
+            (N, 3, H, W), about [0, 1], not clamped. At strength 0 it is ``elq`` itself.
+
+        Raises:
+            InputError: ``strength`` is outside [0, 1], or the prompts do not match the pictures.
+        """
+        if not 0 <= strength <= 1:
+            raise InputError(f"strength={strength} is outside [0, 1]; 0 is the restorer alone, 1 the full projection.")
+        if prompts is not None and len(prompts) != elq.shape[0]:
+            raise InputError(f"{len(prompts)} prompts for {elq.shape[0]} pictures; give one each, None for no prompt.")
+        if strength == 0:
+            return elq
+        projected: Tensor = self(elq, prompts)
+        return projected if strength == 1 else torch.lerp(elq, projected, strength)
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of parameters."""
+        return sum(p.numel() for p in self.parameters())
+
+    def save_pretrained(self, folder: str | Path, *, card: str | None = None) -> Path:
+        """Write the projector folder; each file is put in place in one step, the configuration last.
+
+        Args:
+            folder: made if absent.
+            card: text of ``README.md``; None: a short one is generated.
+        """
+        from safetensors.torch import save
+
+        from pnp_irib import __version__
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        content = save({key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}, {"format": "pt"})
+        config = {
+            "format": FORMAT,
+            "library_version": __version__,
+            "architecture": self.architecture.model_dump(mode="json"),
+            "provenance": self.provenance.model_dump(mode="json"),
+            "weights": {
+                "file": WEIGHTS_NAME,
+                "sha256": hashlib.sha256(content).hexdigest(),
+                "dtype": str(next(self.parameters()).dtype).removeprefix("torch."),
+            },
+        }
+        write_atomically(folder / WEIGHTS_NAME, lambda path: Path(path).write_bytes(content))
+        text = card if card is not None else self.card()
+        write_atomically(folder / CARD_NAME, lambda path: Path(path).write_text(text))
+        write_atomically(folder / CONFIG_NAME, lambda path: Path(path).write_text(json.dumps(config, indent=1) + "\n"))
+        return folder
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Load a projector folder, strictly.
+
+        Raises:
+            WeightsError: a file is missing, truncated, of another hash, dtype or format, or does not fit.
+        """
+        folder = Path(folder)
+        config = _read_config(folder)
+        kind = config["architecture"].get("kind") if isinstance(config["architecture"], dict) else None
+        chosen = _class_of_kind(kind, folder)
+        if not issubclass(chosen, cls):
+            raise WeightsError(f"{folder} holds a projector of the kind {kind!r}, not a {cls.__name__}.")
+        try:
+            architecture = chosen.config_class.model_validate(config["architecture"])
+            provenance = Provenance.model_validate(config["provenance"])
+        except ValidationError as error:
+            raise WeightsError(f"{folder / CONFIG_NAME} is not valid: {explain_validation(error)}") from error
+        projector: Self = chosen(architecture)  # type: ignore[call-arg, assignment]
+        _load_weights(projector, folder, config["weights"])
+        projector.provenance = provenance
+        return projector.eval()
+
+    def card(self) -> str:
+        """A short model card."""
+        p = self.provenance
+        front = ["---", "library_name: pnp_irib", "pipeline_tag: image-to-image"]
+        if p.licence:
+            front.append(f"license: {p.licence}")
+        lines = [
+            *front,
+            "---",
+            f"# {p.name or 'projector'}",
+            "",
+            f"{type(self).__name__} with {self.parameter_count / 1e6:.2f} M parameters, {p.steps} training steps.",
+            "",
+            f"- maps onto: {p.lq_profile.name if p.lq_profile else 'not stated'}",
+            f"- takes: {', '.join(e.name for e in p.elq_profiles) or 'not stated'}",
+            f"- trained with: {p.restorer or 'no restorer'}" + (f", through {p.surrogate}" if p.surrogate else ""),
+            f"- training data: {p.training_data or 'not stated'}",
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def explain_validation(error: ValidationError) -> str:
+    """One line for what pydantic found, each with the place and the reason."""
+    parts = []
+    for e in error.errors()[:4]:
+        place = ".".join(str(p) for p in e["loc"]) or "the whole"
+        parts.append(f"{place}: {e['msg']}" + ("" if isinstance(e["input"], dict) else f" (found {e['input']!r:.60})"))
+    return "; ".join(parts)
+
+
+def _class_of_kind(kind: object, folder: Path) -> type[Projector]:
+    from pnp_irib.projectors.pixel import PixelProjector
+
+    known: dict[str, type[Projector]] = {"pixel": PixelProjector}
+    if kind not in known:
+        raise WeightsError(f"{folder / CONFIG_NAME}: projector kind {kind!r} is unknown; known: {', '.join(known)}.")
+    return known[str(kind)]
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_NAME
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise WeightsError(f"{folder} is not a projector folder: {CONFIG_NAME} is missing.") from None
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read as JSON: {error}") from error
+    expected = {"format", "library_version", "architecture", "provenance", "weights"}
+    if not isinstance(config, dict):
+        raise WeightsError(f"{path} holds a {type(config).__name__}, expected an object.")
+    if isinstance(config.get("format"), int) and config["format"] > FORMAT:
+        raise WeightsError(
+            f"{path} has format {config['format']}, this library reads up to {FORMAT} "
+            f"(written by version {config.get('library_version')}). Run: pip install -U pnp-irib"
+        )
+    if config.keys() != expected:
+        missing, extra = sorted(expected - config.keys()), sorted(config.keys() - expected)
+        raise WeightsError(f"{path}: missing keys {missing}, unknown keys {extra}; expected {sorted(expected)}.")
+    return config
+
+
+def _load_weights(projector: Projector, folder: Path, facts: object) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    path = folder / WEIGHTS_NAME
+    if not isinstance(facts, dict) or not {"file", "sha256", "dtype"} == facts.keys():
+        raise WeightsError(f"{folder / CONFIG_NAME}: 'weights' must hold file, sha256 and dtype.")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}.") from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != facts["sha256"]:
+        raise WeightsError(
+            f"{path} ({len(content)} bytes) is damaged or was exchanged: its sha256 is {found}, "
+            f"{CONFIG_NAME} says {facts['sha256']}. Fetch the folder again."
+        )
+    try:
+        tensors = load(content)
+    except SafetensorError as error:
+        raise WeightsError(f"{path} is not a complete safetensors file: {error}. Fetch it again.") from error
+    wrong = sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()} - {facts["dtype"]})
+    if wrong:
+        raise WeightsError(f"{path} holds tensors of {', '.join(wrong)}, {CONFIG_NAME} says {facts['dtype']}.")
+    load_strictly(projector, tensors, source=os.fspath(path))

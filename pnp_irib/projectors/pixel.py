@@ -1,0 +1,200 @@
+"""The compact projector on the LQ grid: any restorer, CPU-friendly, modulated by degradation and prompt.
+
+A U-Net of gated convolution blocks (after NAFNet, Chen et al., arXiv 2204.04676) that works on 2x2 patches: extremely degraded
+pictures hold little at the finest scale, and it quarters the cost. A small encoder estimates the degradation from the picture;
+together with the prompt it modulates every level feature-wise (FiLM, Perez et al., arXiv 1709.07871), and it sets a gate on
+the residual. The gate closes exactly on pictures that need no projection, which then come out bit for bit as they went in.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+import zlib
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from pnp_irib.images.padding import pad_to
+from pnp_irib.projectors.base import Architecture, Projector
+from pnp_irib.prompts import Prompt
+
+__all__ = ["PixelArchitecture", "PixelProjector"]
+
+
+class PixelArchitecture(Architecture):
+    """Sizes of a `PixelProjector`."""
+
+    kind: Literal["pixel"] = "pixel"
+    widths: tuple[int, ...] = Field(default=(64, 128, 192), min_length=2, description="channels of the levels, finest first")
+    encoder_blocks: tuple[int, ...] = Field(default=(3, 4), description="blocks of the levels on the way down")
+    middle_blocks: int = Field(default=5, ge=1)
+    decoder_blocks: tuple[int, ...] = Field(default=(4, 4), description="blocks of the levels on the way up, finest last")
+    condition_width: int = Field(default=64, gt=0, description="channels of the degradation and prompt embedding")
+    prompt_buckets: int = Field(default=4096, gt=0, description="rows of the hashed word table")
+    prompt_width: int = Field(default=32, gt=0, description="channels of one word")
+
+
+class PixelProjector(Projector):
+    """ELQ to LQ on the LQ grid, any size, identity at initialisation."""
+
+    config_class = PixelArchitecture
+
+    def __init__(self, architecture: PixelArchitecture | None = None) -> None:
+        super().__init__()
+        self.architecture = architecture = architecture or PixelArchitecture()
+        widths = architecture.widths
+        condition = architecture.condition_width
+        self.degradation = DegradationEncoder(condition)
+        self.prompt = PromptEncoder(architecture.prompt_buckets, architecture.prompt_width, condition)
+        self.fuse = nn.Sequential(nn.Linear(2 * condition, condition), nn.SiLU())
+        self.gate = nn.Linear(condition, 1)
+        self.stem = nn.Conv2d(3 * PATCH**2, widths[0], 3, padding=1)
+        self.encoder = nn.ModuleList(
+            Level(width, blocks, condition) for width, blocks in zip(widths[:-1], architecture.encoder_blocks, strict=True)
+        )
+        self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths, widths[1:], strict=False))
+        self.middle = Level(widths[-1], architecture.middle_blocks, condition)
+        upwards = widths[::-1]
+        self.up = nn.ModuleList(nn.Conv2d(a, 4 * b, 1) for a, b in zip(upwards, upwards[1:], strict=False))
+        self.decoder = nn.ModuleList(
+            Level(width, blocks, condition) for width, blocks in zip(upwards[1:], architecture.decoder_blocks, strict=True)
+        )
+        self.head = nn.Conv2d(widths[0], 3 * PATCH**2, 3, padding=1)
+        # Identity start: no residual, and a gate that is open so that gradients reach the rest.
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
+
+    def forward(self, elq: Tensor, prompts: Sequence[Prompt | None] | None = None) -> Tensor:
+        """See `Projector.project`."""
+        return self.project_with_severity(elq, prompts)[0]
+
+    def project_with_severity(self, elq: Tensor, prompts: Sequence[Prompt | None] | None = None) -> tuple[Tensor, Tensor]:
+        """The projected picture, and the logit of the severity (N,) that opens the gate; for training."""
+        height, width = elq.shape[-2:]
+        degradation = self.degradation(elq)
+        severity = self.gate(degradation)[:, 0]
+        condition = self.fuse(torch.cat((degradation, self.prompt(prompts, elq.shape[0])), 1))
+        x = pad_to(elq, multiple_of=PATCH * 2 ** len(self.down), min_size=1)
+        x = self.stem(F.pixel_unshuffle(x, PATCH).contiguous(memory_format=torch.channels_last))
+        skips = []
+        for level, down in zip(self.encoder, self.down, strict=True):
+            x = level(x, condition)
+            skips.append(x)
+            x = down(x)
+        x = self.middle(x, condition)
+        for up, level, skip in zip(self.up, self.decoder, reversed(skips), strict=True):
+            x = level(F.pixel_shuffle(up(x), 2) + skip, condition)
+        residual = F.pixel_shuffle(self.head(x), PATCH)[..., :height, :width]
+        return elq + (gate_of(severity)[:, None, None, None] * residual).to(elq.dtype), severity
+
+
+PATCH = 2  # side of the patches that the U-Net works on, LQ pixels
+
+
+def gate_of(severity: Tensor) -> Tensor:
+    """Gate in [0, 1] for a severity logit; exactly 0 below about -2.4 and exactly 1 above 2.4."""
+    return (1.2 * torch.sigmoid(severity) - 0.1).clamp(0, 1)
+
+
+class DegradationEncoder(nn.Module):
+    """A vector that says how a picture is degraded, from the mean and the spread of local features."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 24, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(24, 48, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(48, 64, 3, stride=2, padding=1),
+            nn.SiLU(),
+        )
+        self.out = nn.Sequential(nn.Linear(128, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, picture: Tensor) -> Tensor:
+        """(N, 3, H, W) to (N, width)."""
+        features = self.layers(picture).flatten(2).float()
+        mean = features.mean(2)
+        spread = ((features - mean[..., None]).square().mean(2) + 1e-5).sqrt()
+        vector: Tensor = self.out(torch.cat((mean, spread), 1))
+        return vector
+
+
+class PromptEncoder(nn.Module):
+    """Words of a prompt, hashed into a table of learned vectors and averaged. No prompt, or an unseen word, adds nothing."""
+
+    def __init__(self, buckets: int, word_width: int, width: int) -> None:
+        super().__init__()
+        self.buckets = buckets
+        self.words = nn.EmbeddingBag(buckets, word_width, mode="mean")
+        self.out = nn.Linear(word_width, width)
+        # Words start at zero, so that one that training never met stays neutral; the random layer behind passes gradients.
+        nn.init.zeros_(self.words.weight)
+
+    def forward(self, prompts: Sequence[Prompt | None] | None, count: int) -> Tensor:
+        """Prompts of ``count`` pictures to (count, width)."""
+        texts = [""] * count if prompts is None else [p.text if p is not None else "" for p in prompts]
+        bags = [[zlib.crc32(word.encode()) % self.buckets for word in words_of(text)] for text in texts]
+        device = self.words.weight.device
+        offsets = torch.tensor([0] + [len(bag) for bag in bags[:-1]], device=device).cumsum(0)
+        flat = torch.tensor([index for bag in bags for index in bag], dtype=torch.long, device=device)
+        vector: Tensor = self.out(self.words(flat, offsets))
+        return vector
+
+
+def words_of(text: str) -> list[str]:
+    """Lower-case words of a text."""
+    return re.findall(r"\w+", unicodedata.normalize("NFKC", text).lower())
+
+
+class Level(nn.Module):
+    """The blocks of one resolution, modulated by the condition."""
+
+    def __init__(self, width: int, blocks: int, condition: int) -> None:
+        super().__init__()
+        self.film = nn.Linear(condition, 2 * width)
+        self.blocks = nn.ModuleList(GatedBlock(width) for _ in range(blocks))
+        nn.init.zeros_(self.film.weight)
+        nn.init.zeros_(self.film.bias)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """(N, width, H, W) and (N, condition) to (N, width, H, W)."""
+        scale, shift = self.film(condition)[:, None, None, :].chunk(2, -1)
+        for block in self.blocks:
+            x = block(x, 1 + scale, shift)
+        return x
+
+
+class GatedBlock(nn.Module):
+    """Depthwise mixing and channel mixing, each gated and residual."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.spatial_in = nn.Conv2d(width, 2 * width, 1)
+        self.depthwise = nn.Conv2d(2 * width, 2 * width, 3, padding=1, groups=2 * width)
+        self.spatial_out = nn.Conv2d(width, width, 1)
+        self.channel_in = nn.Conv2d(width, 2 * width, 1)
+        self.channel_out = nn.Conv2d(width, width, 1)
+        self.spatial_scale = nn.Parameter(torch.full((1, width, 1, 1), 0.1))
+        self.channel_scale = nn.Parameter(torch.full((1, width, 1, 1), 0.1))
+
+    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """(N, width, H, W), modulated after each normalisation by (N, 1, 1, width) factors."""
+        a, b = self.depthwise(self.spatial_in(modulated(x, scale, shift))).chunk(2, 1)
+        x = x + self.spatial_scale * self.spatial_out(a * b)
+        a, b = self.channel_in(modulated(x, scale, shift)).chunk(2, 1)
+        return x + self.channel_scale * self.channel_out(a * b)
+
+
+def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Channels of each position normalised to mean 0 and variance 1, then scaled and shifted. Keeps channels_last."""
+    lying = x.permute(0, 2, 3, 1)
+    normal = F.layer_norm(lying, lying.shape[-1:])
+    return (normal * scale + shift).to(x.dtype).permute(0, 3, 1, 2)

@@ -1,0 +1,59 @@
+"""The protocol that every restorer keeps. No base class is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from pnp_irib.prompts import Prompt
+    from pnp_irib.spec import RestorerSpec
+
+__all__ = ["NoiseSource", "Restorer"]
+
+
+@runtime_checkable
+class NoiseSource(Protocol):
+    """Where a restorer takes random numbers from: one independent stream for each picture of a batch."""
+
+    def normal(self, shape: Sequence[int], *, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Standard normal numbers of ``shape``, whose first entry is the batch size."""
+        ...
+
+
+@runtime_checkable
+class Restorer(Protocol):
+    """A frozen model that turns a low-quality picture into a restored one."""
+
+    @property
+    def spec(self) -> RestorerSpec:
+        """Facts about the restorer."""
+        ...
+
+    def restore(
+        self,
+        lq: Tensor,
+        *,
+        scale: float | None = None,
+        prompts: Sequence[Prompt | None] | None = None,
+        noise: NoiseSource | None = None,
+    ) -> Tensor:
+        """Restore a batch under the caller's grad mode.
+
+        Args:
+            lq: (N, 3, H, W), RGB, [0, 1].
+            scale: enlargement; None: the native one.
+            prompts: one a picture, for restorers that take prompts.
+            noise: random numbers, for restorers that draw any.
+
+        Returns:
+            (N, 3, round(H * scale), round(W * scale)); about [0, 1], not clamped.
+        """
+        ...
+
+    def to(self, device: Any = None, dtype: Any = None) -> Self:
+        """Move the restorer in place."""
+        ...

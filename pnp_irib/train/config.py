@@ -1,0 +1,144 @@
+"""What a training run is made of. One YAML file, read strictly; the run directory keeps a copy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pnp_irib.errors import ConfigError
+from pnp_irib.irib.objective import ObjectiveConfig
+from pnp_irib.profile import DegradationProfile, preset
+from pnp_irib.projectors.base import explain_validation
+from pnp_irib.projectors.pixel import PixelArchitecture
+
+__all__ = ["MixtureEntry", "TrainConfig", "load_config"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(_Section):
+    """Where the HQ pictures come from."""
+
+    folder: Path = Field(description="folder of HQ pictures, searched recursively")
+    crop: int = Field(default=256, gt=0, description="side of the HQ crops, pixels")
+    scales: tuple[float, float] = Field(default=(1.0, 1.0), description="range of the random shrinking of the HQ pictures")
+
+    @field_validator("scales")
+    @classmethod
+    def _between(cls, scales: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < scales[0] <= scales[1] <= 1:
+            raise ValueError("must be ordered and in (0, 1]")
+        return scales
+
+
+Profile = Annotated[DegradationProfile, Field(description="preset name or profile")]
+
+
+class MixtureEntry(_Section):
+    """A share of the batches."""
+
+    profile: Profile | None = Field(default=None, description="degradation; None: only reduced to the LQ grid")
+    share: float = Field(gt=0, description="relative frequency")
+    target: Literal["reference", "input"] = Field(default="reference", description="what the projector should make of it")
+    gate: Literal[0, 1] | None = Field(default=None, description="label of the severity gate; None: unsupervised")
+
+    @field_validator("profile", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return preset(value) if isinstance(value, str) else value
+
+
+class ReferenceConfig(_Section):
+    """The LQ picture that the projection is compared with: a draw of D, its blur-and-resize mean, or the area-reduced HQ."""
+
+    profile: DegradationProfile | None = Field(default=None, description="D; None: area reduction of the HQ picture")
+    channel: Literal["sample", "mean"] = "mean"
+
+    @field_validator("profile", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return preset(value) if isinstance(value, str) else value
+
+
+class PromptConfig(_Section):
+    """Prompts in training."""
+
+    extractor: str = Field(default="none", description="see pnp_irib.prompts.load_extractor")
+    dropout: float = Field(default=0.5, ge=0, le=1, description="share of pictures without a prompt")
+    on: Literal["elq", "reference"] = Field(default="elq", description="picture that the prompt is extracted from")
+
+
+class RestorerConfig(_Section):
+    """A frozen restorer in the loop."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+class TrainConfig(_Section):
+    """A training run."""
+
+    seed: int = Field(default=0, ge=0)
+    projector: PixelArchitecture = PixelArchitecture()
+    init: Path | None = Field(default=None, description="projector folder to start from")
+    data: DataConfig
+    mixture: tuple[MixtureEntry, ...] = Field(min_length=1)
+    reference: ReferenceConfig = ReferenceConfig()
+    prompts: PromptConfig = PromptConfig()
+    restorer: str = Field(description="restorer that the projector is for")
+    through: RestorerConfig | None = Field(default=None, description="restorer of the HQ terms; None: `restorer` itself")
+    objective: ObjectiveConfig = ObjectiveConfig()
+    hq_pictures: int | None = Field(default=None, gt=0, description="pictures of a batch that go through the restorer")
+    hq_crop: int | None = Field(default=None, gt=0, description="side of the LQ crop that goes through the restorer; None: all")
+    steps: int = Field(gt=0)
+    batch: int = Field(default=8, gt=0)
+    lr: float = Field(default=3e-4, gt=0)
+    final_lr: float = Field(default=0.05, ge=0, le=1, description="learning rate at the end, relative")
+    warmup: int = Field(default=200, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
+    ema: float = Field(default=0.999, ge=0, lt=1)
+    precision: Literal["no", "bf16"] = "no"
+    checkpoint_every: int = Field(default=500, gt=0)
+    keep: int = Field(default=3, gt=0, description="checkpoints that stay")
+    log_every: int = Field(default=20, gt=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.data.crop % 4:
+            raise ValueError(f"data.crop={self.data.crop} is not a multiple of 4; use {self.data.crop // 4 * 4}")
+        if self.hq_pictures is not None and self.hq_pictures > self.batch:
+            raise ValueError(f"hq_pictures={self.hq_pictures} exceeds batch={self.batch}")
+        if self.hq_crop is not None and self.hq_crop > self.data.crop // 4:
+            raise ValueError(f"hq_crop={self.hq_crop} exceeds the LQ crop of {self.data.crop // 4} pixels")
+        return self
+
+
+def load_config(path: str | Path) -> TrainConfig:
+    """Read a training configuration; relative paths in it are relative to the file.
+
+    Raises:
+        ConfigError: it cannot be read, or says something unknown or impossible.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds a {type(content).__name__}, expected a mapping of settings.")
+    try:
+        config = TrainConfig.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {explain_validation(error)}") from error
+    here = path.parent
+    data = config.data.model_copy(update={"folder": (here / config.data.folder).resolve()})
+    init = (here / config.init).resolve() if config.init else None
+    return config.model_copy(update={"data": data, "init": init})

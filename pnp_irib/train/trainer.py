@@ -1,0 +1,279 @@
+"""The training loop, on accelerate. A run directory alone reproduces the run and resumes it on the same trajectory."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from pnp_irib.classifiers import EfficientNetLite
+from pnp_irib.errors import ConfigError
+from pnp_irib.images.resize import resize
+from pnp_irib.irib.objective import Objective, Terms, total
+from pnp_irib.projectors.base import Projector, Provenance, SourceFile
+from pnp_irib.projectors.pixel import PixelProjector
+from pnp_irib.prompts import Prompt, PromptExtractor, load_extractor
+from pnp_irib.registry import find_spec, load_restorer
+from pnp_irib.restorer import Restorer
+from pnp_irib.runtime import require
+from pnp_irib.train.checkpoint import latest_checkpoint, load_state, save_checkpoint
+from pnp_irib.train.config import TrainConfig
+from pnp_irib.train.data import SCALE, Batch, Pictures, make_batch
+from pnp_irib.train.progress import Progress
+from pnp_irib.train.revision import source_revision
+
+__all__ = ["train"]
+
+log = logging.getLogger("pnp_irib.train")
+
+
+def train(
+    config: TrainConfig,
+    run: Path,
+    *,
+    max_hours: float | None = None,
+    resume: bool = False,
+    show_progress: bool = True,
+) -> Path:
+    """Train a projector.
+
+    Args:
+        config: the run.
+        run: run directory; holds ``config.yaml``, ``checkpoints/``, ``tensorboard/`` and, at the end, ``projector/``.
+        max_hours: stop (with a checkpoint) after this time.
+        resume: go on from the newest checkpoint.
+        show_progress: print steps, speed, loss and time left.
+
+    Returns:
+        The newest checkpoint, which is a projector folder; ``run/projector`` is a copy of it once all steps are done.
+
+    Raises:
+        ConfigError: the run directory holds another run, or the configuration cannot be carried out.
+    """
+    require("accelerate", "tensorboard", extra="train")
+    from accelerate import Accelerator
+    from torch.utils.tensorboard import SummaryWriter
+
+    _prepare_run(config, run, resume=resume)
+    accelerator = Accelerator(mixed_precision=config.precision)
+    session = _Session(config, accelerator)
+    start = 0
+    if resume and (checkpoint := latest_checkpoint(run)) is not None:
+        start = session.restore(load_state(checkpoint))
+        log.info("resumed at step %d", start)
+    writer = SummaryWriter(str(run / "tensorboard"), purge_step=start) if accelerator.is_main_process else None
+    progress = Progress(start, config.steps, enabled=show_progress and accelerator.is_main_process)
+    deadline = math.inf if max_hours is None else time.monotonic() + 3600 * max_hours
+    newest = run
+    with progress:
+        for step in range(start, config.steps):
+            terms = session.step(step)
+            done = step + 1
+            progress.advance(terms)
+            if writer is not None and done % config.log_every == 0:
+                for name, value in progress.averages().items():
+                    writer.add_scalar(f"loss/{name}", value, done)
+                writer.add_scalar("lr", session.learning_rate(step), done)
+            stop = done == config.steps or time.monotonic() > deadline
+            if (stop or done % config.checkpoint_every == 0) and accelerator.is_main_process:
+                newest = session.save(run, done)
+                if writer is not None:
+                    writer.add_images("elq_lq_reference", session.preview(step), done)
+                    writer.flush()
+            if stop:
+                break
+    if writer is not None:
+        writer.close()
+    if accelerator.is_main_process and newest.name == f"step-{config.steps:07d}":
+        Projector.from_pretrained(newest).save_pretrained(run / "projector", card=(newest / "README.md").read_text())
+    return newest
+
+
+class _Session:
+    """Everything that lives for the length of a run."""
+
+    def __init__(self, config: TrainConfig, accelerator: Any) -> None:
+        self.config = config
+        self.accelerator = accelerator
+        self.pictures = Pictures(config.data.folder, smallest=config.data.crop)
+        torch_state = torch.get_rng_state()
+        torch.manual_seed(config.seed)
+        start = PixelProjector.from_pretrained(config.init) if config.init else PixelProjector(config.projector)
+        torch.set_rng_state(torch_state)
+        start.train()
+        self.average = PixelProjector(start.architecture).requires_grad_(False)
+        self.average.load_state_dict(start.state_dict())
+        optimizer = torch.optim.AdamW(
+            start.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
+        )
+        self.model, self.optimizer = accelerator.prepare(start.to(memory_format=torch.channels_last), optimizer)
+        self.average.to(accelerator.device)
+        features = EfficientNetLite.from_package("lite0").to(accelerator.device) if config.objective.uses_features else None
+        self.objective = Objective(config.objective, features)
+        self.restorer = self._load_restorer() if config.objective.uses_restorer else None
+        self.extractor: PromptExtractor = load_extractor(config.prompts.extractor)
+        self.provenance = self._provenance(start)
+
+    def _load_restorer(self) -> Restorer:
+        through = self.config.through
+        restorer = load_restorer(through.name, **through.options) if through else load_restorer(self.config.restorer)
+        if not restorer.spec.differentiable:
+            raise ConfigError(
+                f"{restorer.spec.name} passes no gradients, so the HQ terms cannot train through it. "
+                f"Set objective.hq and objective.hq_perceptual to 0, or name a differentiable stand-in under 'through'."
+            )
+        if restorer.spec.scale not in (None, SCALE):
+            raise ConfigError(f"{restorer.spec.name} enlarges by {restorer.spec.scale}; training is for {SCALE}.")
+        return restorer.to(self.accelerator.device)
+
+    def _provenance(self, start: PixelProjector) -> Provenance:
+        config = self.config
+        described = config.model_dump_json(exclude={"data": {"folder"}, "init": True})
+        files = [
+            SourceFile(name="training pictures", sha256=self.pictures.sha256),
+            SourceFile(name="training configuration", sha256=_sha256(described)),
+        ]
+        for name in {config.restorer, config.through.name if config.through else config.restorer}:
+            files += [SourceFile(name=w.name, sha256=w.sha256) for w in find_spec(name).weights if w.sha256]
+        files += [f for f in start.provenance.files if f not in files]
+        return Provenance(
+            name=config.restorer,
+            lq_profile=find_spec(config.restorer).lq_profile,
+            elq_profiles=tuple(entry.profile for entry in config.mixture if entry.profile is not None),
+            restorer=config.restorer,
+            surrogate=config.through.name if config.through else None,
+            training_data=f"{len(self.pictures)} pictures of the folder {config.data.folder.name}",
+            steps=start.provenance.steps,
+            commit=source_revision(),
+            files=tuple(files),
+        )
+
+    def step(self, step: int) -> dict[str, float]:
+        """One optimisation step; returns the weighted terms."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
+        batch = make_batch(self.pictures, self.config, step, rank=self.accelerator.process_index)
+        terms = self._terms(batch, step)
+        loss = total(terms)
+        if not torch.isfinite(loss):
+            raise ConfigError(f"the loss is {loss.item()} at step {step}. Lower lr, or set precision: 'no'.")
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._update_average(step)
+        return {"total": loss.item()} | {name: value.mean().item() for name, value in terms.items()}
+
+    def _terms(self, batch: Batch, step: int) -> Terms:
+        config, device = self.config, self.accelerator.device
+        elq, reference, hq = (x.to(device) for x in (batch.elq, batch.reference, batch.hq))
+        prompts = self._prompts(batch, step)
+        with self.accelerator.autocast():
+            model = self.accelerator.unwrap_model(self.model)
+            estimate, severity = model.project_with_severity(elq, prompts)
+        estimate, severity = estimate.float(), severity.float()
+        terms = self.objective.lq_terms(estimate, reference) | self.objective.gate_terms(severity, batch.gate.to(device))
+        severe = list(batch.severe[: config.hq_pictures])
+        if not severe or not (config.objective.uses_restorer or config.objective.uses_features):
+            return terms
+        # A window of the LQ pictures: the restorer costs far more than the projector, which saw the whole crop.
+        generator = np.random.default_rng([config.seed, step, 1])
+        side = config.hq_crop or estimate.shape[-1]
+        top, left = (int(v) for v in generator.integers(estimate.shape[-1] - side + 1, size=2))
+        window = (slice(top, top + side), slice(left, left + side))
+        enlarged = (slice(top * SCALE, (top + side) * SCALE), slice(left * SCALE, (left + side) * SCALE))
+        lq = estimate[severe][:, :, *window]
+        target = hq[severe][:, :, *enlarged]
+        with self.accelerator.autocast():
+            if config.objective.lq_perceptual:
+                size = (side * SCALE, side * SCALE)
+                terms |= self.objective.enlarged_terms(resize(lq, size), resize(reference[severe][:, :, *window], size))
+            if self.restorer is not None:
+                terms |= self.objective.hq_terms(self.restorer.restore(lq).float(), target)
+        return terms
+
+    def _prompts(self, batch: Batch, step: int) -> Sequence[Prompt | None] | None:
+        config = self.config.prompts
+        chance = random.Random(f"{self.config.seed}/{step}")
+        wanted = [i for i in range(len(batch.elq)) if chance.random() >= config.dropout]
+        if config.extractor == "none" or not wanted:
+            return None
+        prompts: list[Prompt | None] = [None] * len(batch.elq)
+        source = batch.elq if config.on == "elq" else batch.reference
+        for i, prompt in zip(wanted, self.extractor(source[wanted]), strict=True):
+            prompts[i] = prompt
+        return prompts
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then half a cosine down to ``final_lr``; a function of the step alone."""
+        config = self.config
+        if step < config.warmup:
+            return config.lr * (step + 1) / config.warmup
+        done = (step - config.warmup) / max(1, config.steps - config.warmup)
+        return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * done)))
+
+    def _update_average(self, step: int) -> None:
+        # A young average forgets its start quickly: min(ema, (1 + n) / (10 + n)).
+        decay = min(self.config.ema, (1 + step) / (10 + step))
+        model = self.accelerator.unwrap_model(self.model)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(model.parameters()), 1 - decay)
+
+    def state(self, step: int) -> dict[str, Any]:
+        """What is needed to go on; the averaged weights are the projector of the checkpoint itself."""
+        return {
+            "step": step,
+            "model": self.accelerator.unwrap_model(self.model).state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> int:
+        """Take over a saved state; returns its step."""
+        self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        return int(state["step"])
+
+    def save(self, run: Path, step: int) -> Path:
+        """Write a checkpoint."""
+        self.average.provenance = self.provenance.model_copy(update={"steps": self.provenance.steps + step})
+        card = self.average.card()
+        return save_checkpoint(run, self.average, self.state(step), step, keep=self.config.keep, card=card)
+
+    @torch.no_grad()
+    def preview(self, step: int) -> Tensor:
+        """ELQ, projection and reference of the first pictures of a batch, side by side: (n, 3, H, 3W)."""
+        batch = make_batch(self.pictures, self.config, step)
+        device = self.accelerator.device
+        estimate = self.average.project(batch.elq[:4].to(device)).clamp(0, 1).cpu()
+        return torch.cat((batch.elq[:4], estimate, batch.reference[:4].clamp(0, 1)), 3)
+
+
+def _prepare_run(config: TrainConfig, run: Path, *, resume: bool) -> None:
+    """Write the configuration, or check that the directory holds this very run."""
+    record = run / "config.yaml"
+    dumped = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    if record.exists():
+        if not resume:
+            raise ConfigError(f"{run} holds a run already. Resume it with --resume, or name another directory.")
+        if yaml.safe_load(record.read_text()) != yaml.safe_load(dumped):
+            raise ConfigError(f"{record} differs from the given configuration; a run is resumed with what it was begun with.")
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    record.write_text(dumped)
+
+
+def _sha256(text: str) -> str:
+    import hashlib
+
+    return hashlib.sha256(text.encode()).hexdigest()

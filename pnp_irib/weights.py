@@ -1,0 +1,192 @@
+"""Weight files: where they are found, and the cache of converted ones.
+
+Converted weights are kept as safetensors under `cache_dir`, each with a small JSON record of its own hash and that of the source.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pnp_irib.errors import WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from pnp_irib.spec import WeightsFile
+
+__all__ = ["cache_dir", "cached_conversion", "find_place", "load_checkpoint", "load_strictly", "package_file", "resolve_file", "sha256_of", "write_atomically"]
+
+
+def cache_dir() -> Path:
+    """Folder of converted weights: ``PNP_IRIB_CACHE``, else ``$XDG_CACHE_HOME/pnp_irib``, else ``~/.cache/pnp_irib``."""
+    if explicit := os.environ.get("PNP_IRIB_CACHE"):
+        return Path(explicit)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pnp_irib"
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def package_file(dist: str, path: str) -> Path | None:
+    """A file inside an installed distribution, found through its metadata; None if there is no such file."""
+    try:
+        found = Path(str(distribution(dist).locate_file(path)))
+    except PackageNotFoundError:
+        return None
+    return found if found.is_file() else None
+
+
+def find_place(file: WeightsFile) -> tuple[str, Path] | None:
+    """The first place of ``file`` that is already on this machine, with its path; None if none is. Never uses the network."""
+    for place in file.places:
+        kind, _, rest = place.partition(":")
+        path: Path | None = None
+        if kind == "package":
+            dist, _, inner = rest.partition("/")
+            path = package_file(dist, inner)
+        elif kind == "hf-hub":
+            from huggingface_hub import try_to_load_from_cache
+
+            owner, repo, inner = rest.split("/", 2)
+            hit = try_to_load_from_cache(f"{owner}/{repo}", inner)
+            path = Path(hit) if isinstance(hit, str) else None
+        if path is not None:
+            return place, path
+    return None
+
+
+def resolve_file(name: str | Path) -> Path:
+    """A local path, or ``hf-hub:owner/repo/file[@revision]`` fetched into the Hub's cache.
+
+    Raises:
+        WeightsError: there is no such file, or it cannot be fetched.
+    """
+    text = str(name)
+    if not text.startswith("hf-hub:"):
+        path = Path(text.removeprefix("local-dir:")).expanduser()
+        if not path.is_file():
+            raise WeightsError(f"no weight file at {path}. Give a path, or hf-hub:owner/repo/file.")
+        return path
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    address, _, revision = text.removeprefix("hf-hub:").partition("@")
+    parts = address.split("/", 2)
+    if len(parts) != 3:
+        raise WeightsError(f"{text!r} names no file; expected hf-hub:owner/repo/file[@revision].")
+    try:
+        return Path(hf_hub_download(f"{parts[0]}/{parts[1]}", parts[2], revision=revision or None))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise WeightsError(f"{text} cannot be fetched: {_first_line(error)}") from error
+
+
+def cached_conversion(source: Path, name: str, convert: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors converted from ``source``, kept in the cache under ``name``.
+
+    The record beside the cached file holds its sha256 and the one of the source; a file that is damaged, or was made from another
+    source, is made anew.
+    """
+    from safetensors.torch import load_file, save_file
+
+    source_hash = sha256_of(source)
+    cached = cache_dir() / "converted" / f"{name}-{source_hash[:16]}.safetensors"
+    record = cached.with_suffix(".json")
+    try:
+        known = json.loads(record.read_text())
+        if known["source_sha256"] == source_hash and known["sha256"] == sha256_of(cached):
+            return load_file(cached)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # absent or damaged: made anew below
+    tensors = {key: value.contiguous() for key, value in convert().items()}
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(cached, lambda path: save_file(tensors, path))
+        facts = {"source": source.name, "source_sha256": source_hash, "sha256": sha256_of(cached)}
+        write_atomically(record, lambda path: Path(path).write_text(json.dumps(facts, indent=1)))
+    except OSError:
+        pass  # a cache that cannot be written (read-only home, full disk) costs time, not the result
+    return tensors
+
+
+def write_atomically(target: Path, write: Callable[[str], Any]) -> None:
+    """Let ``write`` fill a temporary file beside ``target`` and put it in place in one step."""
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    os.close(handle)
+    try:
+        write(temporary)
+        Path(temporary).chmod(0o644)
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load_checkpoint(path: Path) -> dict[str, Tensor]:
+    """State dictionary from a ``.safetensors`` file, or from a ``.pth`` read with ``weights_only``.
+
+    Checkpoints nested under ``params_ema``, ``params`` or ``state_dict`` are opened, in this order.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or holds something else than tensors.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise WeightsError(f"no weight file at {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise WeightsError(f"{path} cannot be read as weights: {_first_line(error)}. Is the download complete?") from error
+    except Exception as error:
+        # torch raises pickle.UnpicklingError for anything but tensors; its text is a page long
+        raise WeightsError(f"{path} holds more than tensors and is not opened, because it could run code.") from error
+    for key in ("params_ema", "params", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not content or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise WeightsError(f"{path} is not a dictionary of tensors.")
+    return content
+
+
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
+    """Copy ``tensors`` into ``module``; every name and shape must fit.
+
+    Raises:
+        WeightsError: names what is missing, unexpected or of another shape.
+    """
+    own = module.state_dict()
+    problems = []
+    if missing := sorted(own.keys() - tensors.keys()):
+        problems.append(f"missing {_some(missing)}")
+    if extra := sorted(tensors.keys() - own.keys()):
+        problems.append(f"unexpected {_some(extra)}")
+    for key in sorted(own.keys() & tensors.keys()):
+        if own[key].shape != tensors[key].shape:
+            problems.append(f"{key} has the shape {tuple(tensors[key].shape)}, expected {tuple(own[key].shape)}")
+    if problems:
+        shown = "; ".join(problems[:4]) + ("; ..." if len(problems) > 4 else "")
+        raise WeightsError(f"{source} does not fit {type(module).__name__}: {shown}.")
+    module.load_state_dict({key: value.to(own[key].dtype) for key, value in tensors.items()})
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
