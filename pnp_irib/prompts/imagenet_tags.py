@@ -20,8 +20,8 @@ __all__ = ["ImageNetTags"]
 class ImageNetTags:
     """Names of the most likely ImageNet classes, by EfficientNet-Lite0. The weights (extra ``demo``) load at the first call.
 
-    With the defaults, on 253 ImageNet photographs of 384x384: 1.3 tags a photograph, 69 % of them right, the true class among them
-    for 90 %. The same photographs at 48x48 with noise (deviation 0.06): 15 % of the tags right, no tag at all for 34 %.
+    With the defaults, on 253 ImageNet photographs of 384x384: 1.3 tags each, 69 % of the tags right, the true class among them
+    for 90 % of the photographs. The same at 48x48 with noise (deviation 0.06): 15 % of the tags right, no tag at all for 34 %.
 
     Args:
         top_k: at most so many tags a picture, in [1, 1000].

@@ -32,8 +32,10 @@ def test_agrees_with_a_file_codec(photographs: list[Tensor], quality: int) -> No
         ours, theirs = jpeg(photograph, torch.tensor([quality])), by_pillow(photograph, quality)
         assert psnr(ours, theirs) > 37
         assert psnr(luma(ours), luma(theirs)) > 42
-        our_loss, their_loss = (psnr(luma(coded), luma(photograph)) for coded in (ours, theirs))
-        assert our_loss == pytest.approx(their_loss, abs=0.5)
+        # The file codec also rounds YCbCr and RGB to whole grey levels, each 1/12 of a squared level; with tables of its own
+        # rounding that is all that separates the two losses.
+        our_loss, their_loss = (255**2 * float((luma(coded) - luma(photograph)).square().mean()) for coded in (ours, theirs))
+        assert our_loss == pytest.approx(their_loss, rel=0.05, abs=0.25)
         small = [F.avg_pool2d(coded - luma(coded), 16) for coded in (ours, theirs)]  # colour without the interpolation
         assert psnr(small[0], small[1]) > 44
 

@@ -1,0 +1,127 @@
+"""Modules and functions that users bring, as restorers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from pnp_irib.errors import InputError, WrapError
+from pnp_irib.images.resize import resize
+from pnp_irib.images.tensors import output_size
+from pnp_irib.runtime import frozen
+from pnp_irib.spec import Licence, RestorerSpec
+
+if TYPE_CHECKING:
+    from pnp_irib.prompts import Prompt
+    from pnp_irib.restorer import NoiseSource
+
+__all__ = ["ForeignRestorer"]
+
+PROBE = 64  # side of the picture that finds out an unknown scale, pixels
+
+
+class ForeignRestorer:
+    """An ``nn.Module`` or a function from (N, 3, H, W) to (N, 3, s*H, s*W), [0, 1], as a `Restorer`.
+
+    The module is borrowed: it runs in evaluation mode without parameter gradients, and is as found between the calls.
+
+    Args:
+        model: the module or function.
+        scale: its enlargement; None: found out with one small grey picture.
+        multiple_of: both sides of its input must be a multiple of this, pixels.
+        min_size: smallest side of its input, pixels.
+        lq_profile: what it was trained on, if known.
+
+    Raises:
+        WrapError: it cannot be called with a picture, or its output is no enlarged picture.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[[Tensor], Tensor],
+        *,
+        scale: int | None = None,
+        multiple_of: int = 1,
+        min_size: int = 1,
+        lq_profile: Any = None,
+    ) -> None:
+        self.model = model
+        name = getattr(model, "__name__", type(model).__name__)
+        unknown = Licence(name="of its owner", commercial=None)
+        self._facts: dict[str, Any] = {
+            "name": "".join(c if c.isascii() and c.isalnum() else "-" for c in name.lower()).strip("-") or "model",
+            "title": f"{name} of the user",
+            "multiple_of": multiple_of,
+            "min_size": min_size,
+            "differentiable": isinstance(model, nn.Module),
+            "lq_profile": lq_profile,
+            "code_licence": unknown,
+            "weights_licence": unknown,
+        }
+        self.spec = RestorerSpec(scale=scale or self._probe(), **self._facts)
+
+    def to(self, device: Any = None, dtype: Any = None) -> Self:
+        """Move the module itself, as the user would; a function stays where it is."""
+        if isinstance(self.model, nn.Module):
+            self.model.to(device=device, dtype=dtype)
+        return self
+
+    def restore(
+        self,
+        lq: Tensor,
+        *,
+        scale: float | None = None,
+        prompts: Sequence[Prompt | None] | None = None,
+        noise: NoiseSource | None = None,
+    ) -> Tensor:
+        """See `pnp_irib.Restorer`. Prompts are not passed on.
+
+        Raises:
+            InputError: the output is not (N, 3, scale*H, scale*W).
+        """
+        restored = self._call(lq, seed=getattr(noise, "seeds", (0,))[0])
+        native = self.spec.scale
+        assert native is not None
+        expected = (lq.shape[0], 3, lq.shape[-2] * native, lq.shape[-1] * native)
+        if tuple(restored.shape) != expected:
+            raise InputError(
+                f"{self.spec.title} gave {tuple(restored.shape)} for {tuple(lq.shape)}, expected {expected}. "
+                f"Check scale={native} and multiple_of={self.spec.multiple_of} of wrap()."
+            )
+        if scale is not None:
+            restored = resize(restored, output_size(lq.shape[-2], lq.shape[-1], scale))
+        return restored
+
+    def _call(self, lq: Tensor, *, seed: int) -> Tensor:
+        module = self.model if isinstance(self.model, nn.Module) else None
+        parameter = next(module.parameters(), None) if module is not None else None
+        given = lq if parameter is None else lq.to(device=parameter.device, dtype=parameter.dtype)
+        # Whatever the model draws comes from the seed and leaves the caller's generators alone.
+        devices = [given.device] if given.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), frozen(module) if module is not None else contextlib.nullcontext():
+            torch.manual_seed(seed)
+            restored = self.model(given)
+        if not isinstance(restored, Tensor):
+            raise InputError(f"{self.spec.title} returned {type(restored).__name__}, expected a torch.Tensor of pictures.")
+        return restored if restored.is_inference() or restored.dtype == lq.dtype else restored.to(lq.dtype)
+
+    def _probe(self) -> int:
+        side = -(-max(PROBE, self._facts["min_size"]) // self._facts["multiple_of"]) * self._facts["multiple_of"]
+        self.spec = RestorerSpec(scale=1, **self._facts)
+        try:
+            with torch.no_grad():
+                out = self._call(torch.full((1, 3, side, side), 0.5), seed=0)
+            factors = {out.shape[-2] / side, out.shape[-1] / side}
+            factor = factors.pop()
+            if out.ndim != 4 or out.shape[1] != 3 or factors or factor != int(factor) or factor < 1:
+                raise InputError(f"its output for (1, 3, {side}, {side}) is {tuple(out.shape)}")
+        except Exception as error:  # a foreign model may raise anything
+            raise WrapError(
+                f"{self._facts['title']} could not be tried out: {type(error).__name__}: {error}. It must map (N, 3, H, W) in [0, 1] "
+                f"to (N, 3, s*H, s*W). Wrap a small function around it that does, and state wrap(..., scale=, multiple_of=)."
+            ) from error
+        return int(factor)

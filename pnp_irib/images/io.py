@@ -1,0 +1,341 @@
+"""Reading and writing picture files. Only here are EXIF, ICC, alpha, grey and bit depth known."""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, UnidentifiedImageError
+from torch import Tensor
+
+from pnp_irib.errors import ImageFileError, InputError
+from pnp_irib.images.atomic import atomic_file
+from pnp_irib.images.decode import decode
+from pnp_irib.images.png16 import png16
+
+__all__ = ["MAX_PIXELS", "READABLE", "WRITABLE", "Picture", "picture_from_array", "read_picture", "to_pil", "write_picture"]
+
+MAX_PIXELS = 64_000_000
+"""Default cap of a picture that is read."""
+
+READABLE = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+"""Formats that are opened. The decoders of others are rarely tested or start programs."""
+
+WRITABLE = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".bmp": "BMP",
+}
+"""File endings that can be written, and their formats."""
+
+_LARGEST_SIDE = {"JPEG": 65_535, "WEBP": 16_383}
+_HAS_ALPHA = {"PNG", "WEBP", "TIFF"}
+_HAS_ICC = {"PNG", "JPEG", "WEBP", "TIFF"}
+_ORIENTATION = ExifTags.Base.Orientation
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture and what its file said about it.
+
+    Attributes:
+        rgb: (1, 3, H, W), float32, [0, 1], upright.
+        alpha: (1, 1, H, W) in [0, 1], or None.
+        bit_depth: 8 or 16, of the file.
+        grey: the file had no colour.
+        icc_profile: colour profile that the pixels are in, or None for sRGB.
+        exif: EXIF block without orientation, or None.
+        format: name of the file format, or "" for a picture from memory.
+        source: the file it came from, or None.
+        notes: what a user should know about how it was read.
+    """
+
+    rgb: Tensor
+    alpha: Tensor | None = None
+    bit_depth: int = 8
+    grey: bool = False
+    icc_profile: bytes | None = None
+    exif: bytes | None = None
+    format: str = ""
+    source: Path | None = None
+    notes: tuple[str, ...] = ()
+
+
+def read_picture(source: str | Path | Image.Image, *, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Read a picture file, or take over a PIL image.
+
+    Animations give their first frame. The bit depth is what the file declares, never guessed from the values.
+
+    Args:
+        source: path or image.
+        max_pixels: larger pictures are refused from their header, before anything is decoded.
+
+    Raises:
+        ImageFileError: it is missing, no regular file, of a format outside `READABLE`, too large, or damaged.
+    """
+    if isinstance(source, Image.Image):
+        with _one_line("the image"):
+            return _convert(source, None, max_pixels)
+    path = Path(source)
+    _check_regular(path)
+    with _one_line(str(path)), _quiet() as said, path.open("rb") as file:
+        # Pillow's own bomb check warns at a global limit; the check on the header below is ours and exact.
+        try:
+            image = Image.open(file, formats=READABLE)
+        except UnidentifiedImageError:
+            raise ImageFileError(f"{path} {_what_instead(path)} Readable: {', '.join(READABLE)}.") from None
+        picture = _convert(image, path, max_pixels)
+    notes = tuple(dict.fromkeys((*picture.notes, *said)))
+    return Picture(**{**vars(picture), "notes": notes})
+
+
+def picture_from_array(array: np.ndarray[Any, Any]) -> Picture:
+    """A picture from an array (H, W) or (H, W, C), C = 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA; 8 or 16 bit, bool or [0, 1] float.
+
+    Raises:
+        InputError: another shape, type or range.
+    """
+    pixels = array[..., None] if array.ndim == 2 else array
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 2, 3, 4) or 0 in pixels.shape:
+        raise InputError(
+            f"the array has the shape {array.shape}, expected (H, W), (H, W, 3) or (H, W, 4). "
+            f"From (3, H, W) use array.transpose(1, 2, 0)."
+        )
+    depth = 16 if pixels.dtype == np.uint16 else 8
+    if pixels.dtype in (np.uint8, np.uint16):
+        values = pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
+    elif pixels.dtype == np.bool_:
+        values = pixels.astype(np.float32)
+    elif np.issubdtype(pixels.dtype, np.floating):
+        values = pixels.astype(np.float32)
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0 and high <= 1):
+            raise InputError(f"the float array must lie in [0, 1]; its range is [{low:.4g}, {high:.4g}]. From 8 bit use array / 255.")
+    else:
+        raise InputError(f"the array is of {pixels.dtype}; expected uint8, uint16, bool or float in [0, 1].")
+    return _picture_of(values, depth)
+
+
+def _picture_of(values: np.ndarray[Any, Any], depth: int, **facts: Any) -> Picture:
+    """(H, W, 1..4) floats to a `Picture`."""
+    channels = values.shape[2]
+    planes = torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))[None]
+    colour = planes[:, :1].expand(-1, 3, -1, -1) if channels < 3 else planes[:, :3]
+    alpha = planes[:, -1:].contiguous() if channels in (2, 4) else None
+    return Picture(rgb=colour.contiguous(), alpha=alpha, bit_depth=depth, grey=channels < 3, **facts)
+
+
+def _convert(image: Image.Image, path: Path | None, max_pixels: int) -> Picture:
+    name = str(path) if path else "the image"
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ImageFileError(f"{name} is empty: {width}x{height} pixels.")
+    if width * height > max_pixels:
+        raise ImageFileError(
+            f"{name} has {width}x{height} = {width * height / 1e6:.1f} megapixels, above the cap of {max_pixels / 1e6:.1f}. "
+            f"Raise max_pixels (command line: --max-pixels), or make it smaller."
+        )
+    notes = []
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":
+        notes.append(f"first of {frames} frames")
+    decoded = decode(image)
+    notes += decoded.notes
+    exif, orientation = _exif(image, notes)
+    values = _upright(decoded.values, orientation)
+    return _picture_of(
+        values,
+        decoded.bit_depth,
+        icc_profile=decoded.icc_profile,
+        exif=exif,
+        format=image.format or "",
+        source=path,
+        notes=tuple(notes),
+    )
+
+
+def _exif(image: Image.Image, notes: list[str]) -> tuple[bytes | None, int]:
+    """EXIF block without orientation, and the orientation; damaged EXIF costs the block, not the picture."""
+    try:
+        exif = image.getexif()
+        orientation = int(exif.get(_ORIENTATION, 1) or 1)
+        # In a TIFF the tags of the picture itself (size, offsets) share the block; they are not for another file.
+        if image.format == "TIFF":
+            return None, orientation
+        if _ORIENTATION in exif:
+            del exif[_ORIENTATION]
+        return (exif.tobytes() if len(exif) else None), orientation
+    except Exception:
+        notes.append("damaged EXIF data left out")
+        return None, 1
+
+
+def _upright(values: np.ndarray[Any, Any], orientation: int) -> np.ndarray[Any, Any]:
+    """Apply an EXIF orientation (1 to 8) to (H, W, C)."""
+    if orientation in (5, 6, 7, 8):
+        values = values.transpose(1, 0, 2)
+    flips = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}
+    return np.flip(values, flips[orientation]) if orientation in flips else values
+
+
+def write_picture(
+    rgb: Tensor,
+    path: str | Path,
+    *,
+    alpha: Tensor | None = None,
+    like: Picture | None = None,
+    format: str | None = None,
+    quality: int = 95,
+) -> tuple[str, ...]:
+    """Write a picture, whole or not at all.
+
+    Values are rounded to the nearest level. 16-bit inputs stay 16 bit in PNG files, grey stays grey, ICC and EXIF are kept.
+
+    Args:
+        rgb: (1, 3, H, W), [0, 1] (clamped).
+        path: its ending decides the format, unless ``format`` does.
+        alpha: (1, 1, H, W), or None.
+        like: the input that it was made from: its depth, profile and metadata are kept; its file is never written over.
+        format: name of the format, see `WRITABLE`.
+        quality: of JPEG and WebP.
+
+    Returns:
+        Notes on what the format could not hold.
+
+    Raises:
+        ImageFileError: the format is unknown, the picture too large for it, the path is the input's, or writing failed.
+    """
+    path = Path(path)
+    chosen = format.upper() if format else WRITABLE.get(path.suffix.lower())
+    if chosen not in WRITABLE.values():
+        ending = f"the ending {path.suffix!r}" if not format else f"the format {format!r}"
+        raise ImageFileError(f"{path}: {ending} cannot be written. Writable: {', '.join(WRITABLE)}.")
+    height, width = rgb.shape[-2:]
+    largest = _LARGEST_SIDE.get(chosen)
+    if largest is not None and max(height, width) > largest:
+        raise ImageFileError(f"{path}: {chosen} holds at most {largest} pixels a side, the picture is {width}x{height}. Use .png.")
+    if like is not None and like.source is not None and _same_file(path, like.source):
+        raise ImageFileError(f"{path} is the input itself, which is never written over. Choose another name.")
+    notes: list[str] = []
+    if alpha is not None and chosen not in _HAS_ALPHA:
+        rgb = rgb * alpha + (1 - alpha)
+        alpha = None
+        notes.append(f"{chosen} has no transparency: laid over white")
+    grey = like is not None and like.grey
+    deep = like is not None and like.bit_depth == 16
+    options: dict[str, Any] = {}
+    if like is not None and like.icc_profile and chosen in _HAS_ICC:
+        options["icc_profile"] = like.icc_profile
+    if like is not None and like.exif and chosen in _HAS_ICC - {"TIFF"}:
+        options["exif"] = like.exif
+    if chosen in ("JPEG", "WEBP"):
+        options["quality"] = quality
+    if chosen == "JPEG":
+        options["subsampling"] = 0
+    if chosen == "TIFF":
+        options["compression"] = "tiff_deflate"
+    if deep and chosen != "PNG":
+        notes.append(f"written with 8 of 16 bits: 16 are kept in .png, not in {path.suffix or chosen}")
+    try:
+        with atomic_file(path) as file:
+            if deep and chosen == "PNG":
+                png16(file, _quantized(rgb, alpha, grey, 65535), **options)
+            else:
+                to_pil(rgb, alpha, grey=grey).save(file, chosen, **options)
+    except ImageFileError:
+        raise
+    except (OSError, ValueError, MemoryError, SystemError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ImageFileError(f"{path} cannot be written: {reason}.") from error
+    return tuple(notes)
+
+
+def to_pil(rgb: Tensor, alpha: Tensor | None = None, *, grey: bool = False) -> Image.Image:
+    """An 8-bit PIL image (L, LA, RGB or RGBA) of (1, 3, H, W) in [0, 1]; values are rounded to the nearest level."""
+    levels = _quantized(rgb, alpha, grey, 255)
+    return Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels)
+
+
+def _quantized(rgb: Tensor, alpha: Tensor | None, grey: bool, top: int) -> np.ndarray[Any, Any]:
+    """(H, W, C) of whole numbers from 0 to ``top``. Rows are converted in strips, since outputs can be huge."""
+    height, width = rgb.shape[-2:]
+    channels = (1 if grey else 3) + (alpha is not None)
+    levels = np.empty((height, width, channels), np.uint8 if top == 255 else np.uint16)
+    strip = max(1, 2**22 // width)
+    for top_row in range(0, height, strip):
+        rows = slice(top_row, top_row + strip)
+        part = rgb[0, :, rows].float().cpu()
+        if grey:  # ITU-R BT.601 luma, as Pillow converts
+            part = (part * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0, keepdim=True)
+        if alpha is not None:
+            part = torch.cat((part, alpha[0, :, rows].float().cpu()))
+        levels[rows] = (part.clamp(0, 1) * top).round().permute(1, 2, 0).numpy().astype(levels.dtype)
+    return levels
+
+
+def _check_regular(path: Path) -> None:
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        raise ImageFileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    if stat.S_ISDIR(mode):
+        raise ImageFileError(f"{path} is a folder; a picture file was expected.")
+    if not stat.S_ISREG(mode):
+        raise ImageFileError(f"{path} is a device or pipe; a regular file was expected.")
+    if path.stat().st_size == 0:
+        raise ImageFileError(f"{path} is empty (0 bytes).")
+
+
+def _same_file(target: Path, source: Path) -> bool:
+    """Whether both names lead to one file, through links too."""
+    try:
+        return target.exists() and os.path.samefile(target, source)
+    except OSError:
+        return target.resolve() == source.resolve()
+
+
+def _what_instead(path: Path) -> str:
+    ending = path.suffix.lower()
+    known = Image.registered_extensions().get(ending)
+    if known is not None and known not in READABLE:
+        return f"is a {known} file by its ending, a format that is not opened."
+    return "is not a picture that can be read, or is damaged in its first bytes."
+
+
+@contextmanager
+def _quiet() -> Iterator[list[str]]:
+    """Collect Pillow's warnings instead of printing them."""
+    said: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        # Ours is checked from the header; the warning and the error of Pillow would come at another size.
+        yield said
+    said += [" ".join(str(w.message).split())[:200] for w in caught if not issubclass(w.category, Image.DecompressionBombWarning)]
+
+
+@contextmanager
+def _one_line(name: str) -> Iterator[None]:
+    """Turn whatever a decoder raises into one line: damaged files reach every corner of the decoders."""
+    try:
+        yield
+    except ImageFileError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageFileError(f"{name} is refused: its header asks for far more memory than a picture needs.") from error
+    except MemoryError as error:
+        raise ImageFileError(f"{name} needs more memory than there is.") from error
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ImageFileError(f"{name} is damaged or not fully supported: {reason}.") from error

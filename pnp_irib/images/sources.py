@@ -1,0 +1,51 @@
+"""Whatever a user calls a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pnp_irib.errors import InputError
+from pnp_irib.images.io import MAX_PIXELS, Picture, picture_from_array, read_picture
+from pnp_irib.images.tensors import check_picture
+
+__all__ = ["read_source", "single_source"]
+
+
+def single_source(images: Any) -> bool:
+    """Whether ``images`` is one picture rather than several. A tensor (N, 3, H, W) with N > 1 is several."""
+    if isinstance(images, torch.Tensor):
+        return images.ndim != 4 or images.shape[0] == 1
+    if isinstance(images, np.ndarray):
+        return images.ndim != 4
+    return not isinstance(images, list | tuple)
+
+
+def read_source(source: Any, *, max_pixels: int | None = None) -> Picture:
+    """A path, PIL image, numpy array or tensor as a `Picture`.
+
+    Raises:
+        InputError: it is none of these, or its size, type or range is not acceptable.
+        ImageFileError: a file cannot be read.
+    """
+    cap = MAX_PIXELS if max_pixels is None else max_pixels
+    if isinstance(source, Picture):
+        return source
+    if isinstance(source, torch.Tensor):
+        pixels = source[None] if source.ndim == 3 else source
+        check_picture(pixels, name="image")
+        if pixels.shape[0] != 1:
+            raise InputError(f"one picture was expected, got a tensor of {pixels.shape[0]}.")
+        if pixels.shape[-1] * pixels.shape[-2] > cap:
+            raise InputError(f"the picture has {pixels.shape[-1]}x{pixels.shape[-2]} pixels, above the cap of {cap}.")
+        return Picture(rgb=pixels.detach().float().cpu())
+    if isinstance(source, np.ndarray):
+        return picture_from_array(source[0] if source.ndim == 4 and source.shape[0] == 1 else source)
+    if isinstance(source, str | Path) or hasattr(source, "getbands"):
+        return read_picture(source, max_pixels=cap)
+    raise InputError(
+        f"{type(source).__name__} is not a picture. Give a path, a PIL image, a numpy array (H, W, 3), or a tensor (3, H, W)."
+    )

@@ -1,0 +1,29 @@
+"""Random numbers with one stream for each picture, so that batching changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["SeededNoise"]
+
+
+class SeededNoise:
+    """A `NoiseSource` over one seed a picture. Numbers are drawn on the CPU, so that devices agree.
+
+    Args:
+        seeds: one a picture of the batch.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.seeds = tuple(seeds)
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def normal(self, shape: Sequence[int], *, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Standard normal numbers of ``shape``; its first entry is the number of pictures."""
+        if shape[0] != len(self._generators):
+            raise ValueError(f"noise for {shape[0]} pictures was asked of a source for {len(self._generators)}")
+        drawn = [torch.randn(tuple(shape[1:]), generator=generator) for generator in self._generators]
+        return torch.stack(drawn).to(device=device, dtype=dtype)

@@ -1,0 +1,134 @@
+"""What a restoration gives back."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pnp_irib.images.io import Picture, to_pil, write_picture
+from pnp_irib.images.resize import resize
+from pnp_irib.look_forward import LookForwardRound
+from pnp_irib.prompts import Prompt
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Restoration", "Restorations", "Used", "comparison"]
+
+GAP = 8  # white space between the pictures of a comparison, pixels
+
+
+@dataclass(frozen=True)
+class Used:
+    """What a restoration was made with."""
+
+    restorer: str
+    projector: str
+    dtype: str
+    device: str
+    scale: float
+    strength: float
+    lfo: int
+    seed: int
+    tile: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Restoration:
+    """One restored picture and how it came about.
+
+    Attributes:
+        picture: the input, with what its file carried.
+        lq: (1, 3, H, W) in [0, 1], what the restorer was given.
+        restored: (1, 3, h, w) in [0, 1].
+        alpha: (1, 1, h, w) in [0, 1], or None.
+        prompt: the one of the last projection.
+        trace: every round of Look Forward Once, round 0 first; empty without a projector.
+        seconds: time of each stage.
+        used: models and options.
+    """
+
+    picture: Picture
+    lq: Tensor
+    restored: Tensor
+    alpha: Tensor | None
+    prompt: Prompt | None
+    trace: tuple[LookForwardRound, ...]
+    seconds: dict[str, float]
+    used: Used
+
+    @property
+    def image(self) -> Image:
+        """The restored picture, 8 bits a channel."""
+        return to_pil(self.restored, self.alpha, grey=self.picture.grey)
+
+    @property
+    def images(self) -> list[Image]:
+        """The same for one picture as for many."""
+        return [self.image]
+
+    @property
+    def lq_image(self) -> Image:
+        """What the restorer was given, 8 bits a channel."""
+        return to_pil(self.lq)
+
+    def save(self, path: str | Path, *, format: str | None = None, quality: int = 95) -> tuple[str, ...]:
+        """Write the restored picture with the metadata of the input; returns notes on what the format could not hold.
+
+        Raises:
+            ImageFileError: it cannot be written; nothing half-written stays.
+        """
+        return write_picture(self.restored, path, alpha=self.alpha, like=self.picture, format=format, quality=quality)
+
+    def comparison(self) -> Image:
+        """Input, what the restorer was given, and the restored picture side by side, at the restored size."""
+        return to_pil(comparison([self.picture.rgb, self.lq, self.restored]))
+
+    def __repr__(self) -> str:
+        height, width = self.picture.rgb.shape[-2:]
+        new_height, new_width = self.restored.shape[-2:]
+        u = self.used
+        lines = [
+            f"Restoration {width}x{height} -> {new_width}x{new_height}",
+            f"  restorer   {u.restorer} ({u.dtype} on {u.device}" + (f", tiles of {u.tile}" if u.tile else "") + ")",
+            f"  projector  {u.projector}" + (f", strength {u.strength:g}" if u.strength != 1 else ""),
+            f"  prompt     {str(self.prompt) if self.prompt is not None and self.prompt.text else 'none'}",
+        ]
+        for r in self.trace[1:]:
+            lines.append(f"  look forward {r.index}: change {255 * (r.change or 0):.2f}/255")
+        lines.append("  time       " + ", ".join(f"{name} {s:.2f} s" for name, s in self.seconds.items()))
+        lines += [f"  note       {note}" for note in self.picture.notes]
+        return "\n".join(lines)
+
+    def _repr_png_(self) -> bytes:
+        """The comparison, for notebooks."""
+        buffer = io.BytesIO()
+        self.comparison().save(buffer, "PNG")
+        return buffer.getvalue()
+
+
+class Restorations(list[Restoration]):
+    """The restorations of several pictures, in their order."""
+
+    @property
+    def images(self) -> list[Image]:
+        """The restored pictures."""
+        return [r.image for r in self]
+
+    def __repr__(self) -> str:
+        return "\n".join(repr(r) for r in self)
+
+
+def comparison(pictures: list[Tensor]) -> Tensor:
+    """Pictures (1, 3, H, W) side by side, enlarged to the size of the last one, white between them."""
+    height, width = pictures[-1].shape[-2:]
+    gap = torch.ones(1, 3, height, GAP)
+    row: list[Tensor] = []
+    for picture in pictures:
+        row += [resize(picture.float().cpu(), (height, width)).clamp(0, 1), gap]
+    return torch.cat(row[:-1], 3)

@@ -1,0 +1,402 @@
+"""`wrap`: a projector in front of a frozen restorer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from pnp_irib.errors import ConfigError, InputError, WrapError
+from pnp_irib.foreign import ForeignRestorer
+from pnp_irib.hub import bundled_projectors, load_projector
+from pnp_irib.images.padding import pad_to
+from pnp_irib.images.resize import resize
+from pnp_irib.images.sources import read_source, single_source
+from pnp_irib.images.tensors import check_picture, output_size
+from pnp_irib.images.tiling import tile_for_budget, tiled
+from pnp_irib.look_forward import LookForwardOnce, LookForwardRound
+from pnp_irib.noise import SeededNoise
+from pnp_irib.projectors import Projector
+from pnp_irib.prompts import Prompt, PromptExtractor, load_extractor
+from pnp_irib.registry import load_restorer
+from pnp_irib.restorer import NoiseSource, Restorer
+from pnp_irib.result import Restoration, Restorations, Used
+from pnp_irib.runtime import Stopwatch
+from pnp_irib.spec import RestorerSpec
+
+if TYPE_CHECKING:
+    from pnp_irib.images.io import Picture
+
+__all__ = ["WrappedRestorer", "wrap"]
+
+TILE_BUDGET = 2**30  # working memory of the restorer above which "auto" tiles, bytes
+
+
+def wrap(
+    restorer: str | Restorer | nn.Module | Callable[[Tensor], Tensor],
+    *,
+    projector: str | Projector | None = "auto",
+    lfo: int = 0,
+    extractor: str | PromptExtractor | Callable[..., Any] | None = None,
+    scale: int | None = None,
+    multiple_of: int | None = None,
+    min_size: int | None = None,
+    **options: Any,
+) -> WrappedRestorer:
+    """Put a projector in front of a frozen restorer.
+
+    Args:
+        restorer: a registered name (see `list_restorers`), a `Restorer`, or any module or function that maps pictures
+            (N, 3, H, W) in [0, 1] to enlarged ones.
+        projector: "auto" takes the one that the restorer's spec names, else the bundled one where the LQ profiles agree, else
+            none; a `Projector`, a name (``hf-hub:owner/repo``, ``local-dir:path``), or None for the restorer alone.
+        lfo: rounds of Look Forward Once, unless a call says otherwise.
+        extractor: what reads prompts off pictures, see `load_extractor`; None: "imagenet-tags" when looking forward, else none.
+        scale: native enlargement of a module or function; None: found out with one small picture.
+        multiple_of: sides that a module or function accepts; None: any.
+        min_size: smallest side that it accepts; None: 1.
+        options: for a registered name, handed to the adapter (``weights=``, ``device=``, ``dtype=``).
+
+    Raises:
+        WrapError: the object cannot be used as a restorer.
+        UnknownRestorerError, MissingExtraError, WeightsError, ConfigError: a name leads nowhere or cannot be loaded.
+    """
+    foreign = {"scale": scale, "multiple_of": multiple_of, "min_size": min_size}
+    given = {name: value for name, value in foreign.items() if value is not None}
+    if isinstance(restorer, str):
+        _refuse(given, "are for modules and functions; a registered restorer knows them")
+        loaded: Restorer = load_restorer(restorer, **options)
+    elif isinstance(restorer, Restorer) and isinstance(restorer.spec, RestorerSpec):
+        _refuse(given | options, "do not apply to an object that is a Restorer already")
+        loaded = restorer
+    elif callable(restorer) and not isinstance(restorer, type):
+        _refuse(options, "are unknown for a module or function")
+        loaded = ForeignRestorer(restorer, **given)
+    else:
+        raise WrapError(
+            f"{restorer!r:.80} ({type(restorer).__name__}) cannot be wrapped. Tried: a registered name, a Restorer, a "
+            f"torch module, a function from (N, 3, H, W) to (N, 3, s*H, s*W). Write such a function around it and wrap that."
+        )
+    chosen, why = _choose_projector(projector, loaded.spec)
+    return WrappedRestorer(loaded, chosen, why=why, lfo=lfo, extractor=extractor)
+
+
+class WrappedRestorer:
+    """A frozen restorer with a projector in front; itself a `Restorer`.
+
+    Args:
+        restorer: the frozen restorer.
+        projector: None for the restorer alone.
+        why: why this projector, for `repr` and results.
+        lfo: rounds of Look Forward Once by default.
+        extractor: what reads prompts off pictures.
+    """
+
+    def __init__(
+        self,
+        restorer: Restorer,
+        projector: Projector | None,
+        *,
+        why: str = "given",
+        lfo: int = 0,
+        extractor: str | PromptExtractor | Callable[..., Any] | None = None,
+    ) -> None:
+        self.restorer = restorer
+        self.projector = projector.eval() if projector is not None else None
+        self.why = why
+        self.look_forward = LookForwardOnce(lfo)
+        self._extractor = load_extractor(extractor) if extractor is not None else None
+
+    @property
+    def spec(self) -> RestorerSpec:
+        """The restorer's own; a projector also takes prompts."""
+        spec = self.restorer.spec
+        if self.projector is None or spec.prompts != "none":
+            return spec
+        return spec.model_copy(update={"prompts": "optional"})
+
+    def to(self, device: Any = None, dtype: Any = None) -> Self:
+        """Move restorer and projector to a device; ``dtype`` concerns the restorer, the small projector stays float32."""
+        self.restorer.to(device, dtype)
+        if self.projector is not None and device is not None:
+            self.projector.to(device)
+        return self
+
+    def project(
+        self, elq: Tensor, *, prompts: Sequence[Prompt | None] | None = None, strength: float = 1.0
+    ) -> Tensor:
+        """The LQ pictures that the restorer would be given, clamped to [0, 1]; ``elq`` itself without projector or strength.
+
+        Args:
+            elq: (N, 3, H, W) in [0, 1].
+            prompts: one a picture, or None.
+            strength: blend between input (0) and projection (1).
+        """
+        if self.projector is None or strength == 0:
+            return elq
+        return self.projector.project(elq, prompts=prompts, strength=strength).clamp(0, 1)
+
+    def restore(
+        self,
+        lq: Tensor,
+        *,
+        scale: float | None = None,
+        prompts: Sequence[Prompt | None] | None = None,
+        noise: NoiseSource | None = None,
+    ) -> Tensor:
+        """Project, then restore, under the caller's grad mode; see `Restorer`. Looks forward as often as ``lfo`` says."""
+        estimate, final_prompts, _ = self._look(lq, prompts, self.look_forward, strength=1.0)
+        return self._restore(estimate, scale=scale, prompts=final_prompts, noise=noise, tile=None)
+
+    def __call__(
+        self,
+        images: Any,
+        *,
+        scale: float | None = None,
+        prompt: str | Prompt | Sequence[str | Prompt | None] | None = None,
+        seed: int = 0,
+        lfo: int | None = None,
+        strength: float = 1.0,
+        tile: int | str | None = "auto",
+        max_pixels: int | None = None,
+        max_output_pixels: int | None = None,
+    ) -> Any:
+        """Restore pictures.
+
+        Args:
+            images: a path, a PIL image, a numpy array (H, W[, C]), a tensor (3, H, W) or (N, 3, H, W), or a list of these.
+            scale: enlargement; None: the restorer's own.
+            prompt: what the picture shows, or one a picture.
+            seed: of everything random; each picture has a stream of its own, so that its result is the same alone and in a list.
+            lfo: rounds of Look Forward Once; None: as wrapped.
+            strength: 0 is the restorer alone, bit for bit; 1 the full projection.
+            tile: side of the tiles in input pixels; "auto": tiles where the restorer would need more than 1 GiB; None: never.
+            max_pixels: largest input; None: the default cap of `read_picture`.
+            max_output_pixels: largest output; None: 16 times the default input cap.
+
+        Returns:
+            A `Restoration` for one picture, `Restorations` (a list) for several.
+
+        Raises:
+            InputError: a picture or an option is not acceptable.
+            ImageFileError: a file cannot be read.
+        """
+        if single_source(images):
+            prompts = [prompt if prompt is None or isinstance(prompt, str | Prompt) else _only(prompt)]
+            return self._one(images, prompts[0], scale, seed, lfo, strength, tile, max_pixels, max_output_pixels)
+        sources = list(images)
+        many = [prompt] * len(sources) if prompt is None or isinstance(prompt, str | Prompt) else list(prompt)
+        if len(many) != len(sources):
+            raise InputError(f"{len(many)} prompts for {len(sources)} pictures; give one for all, or one each.")
+        return Restorations(
+            self._one(source, p, scale, seed, lfo, strength, tile, max_pixels, max_output_pixels)
+            for source, p in zip(sources, many, strict=True)
+        )
+
+    @torch.inference_mode()
+    def _one(
+        self,
+        source: Any,
+        prompt: str | Prompt | None,
+        scale: float | None,
+        seed: int,
+        lfo: int | None,
+        strength: float,
+        tile: int | str | None,
+        max_pixels: int | None,
+        max_output_pixels: int | None,
+    ) -> Restoration:
+        watch = Stopwatch()
+        with watch.stage("read"):
+            picture: Picture = read_source(source, max_pixels=max_pixels)
+        elq = check_picture(picture.rgb).to(self._device())
+        height, width = elq.shape[-2:]
+        factor = self._check_options(scale, strength, seed, height, width, max_output_pixels)
+        rounds = self.look_forward if lfo is None else LookForwardOnce(lfo)
+        side = self._tile(tile, height, width)
+        with watch.stage("project"):
+            estimate, prompts, trace = self._look(elq, [Prompt.parse(prompt)], rounds, strength=strength)
+        with watch.stage("restore"):
+            restored = self._restore(estimate, scale=scale, prompts=prompts, noise=SeededNoise([seed]), tile=side)
+            restored = _finished(restored, estimate)
+        alpha = None
+        if picture.alpha is not None:
+            alpha = resize(picture.alpha, (restored.shape[-2], restored.shape[-1])).clamp(0, 1)
+        used = Used(
+            restorer=self.restorer.spec.name,
+            projector=self.describe_projector() if strength else "none (strength 0)",
+            dtype=str(getattr(self.restorer, "dtype", elq.dtype)).removeprefix("torch."),
+            device=str(elq.device),
+            scale=factor,
+            strength=strength,
+            lfo=rounds.rounds,
+            seed=seed,
+            tile=side,
+        )
+        return Restoration(picture, estimate.cpu(), restored, alpha, prompts[0], trace, watch.seconds, used)
+
+    def _look(
+        self, elq: Tensor, prompts: Sequence[Prompt | None] | None, rounds: LookForwardOnce, *, strength: float
+    ) -> tuple[Tensor, list[Prompt | None], tuple[LookForwardRound, ...]]:
+        """Projection and prompts of the last round; the trace of the first picture."""
+        given = [None] * len(elq) if prompts is None else list(prompts)
+        if self.projector is None or strength == 0:
+            return elq, given, ()
+        result = rounds.run(
+            elq,
+            lambda pictures, texts: self.project(pictures, prompts=texts, strength=strength),
+            self._prompter(rounds.rounds),
+            given,
+        )
+        return result.lq, result.prompts, result.trace[0]
+
+    def _prompter(self, rounds: int) -> PromptExtractor:
+        if self._extractor is not None:
+            return self._extractor
+        if rounds and not hasattr(self, "_tags"):
+            self._tags = load_extractor("imagenet-tags")
+        return self._tags if rounds else load_extractor("none")
+
+    def _restore(
+        self,
+        lq: Tensor,
+        *,
+        scale: float | None,
+        prompts: Sequence[Prompt | None] | None,
+        noise: NoiseSource | None,
+        tile: int | None,
+    ) -> Tensor:
+        spec = self.restorer.spec
+        restore = self.restorer.restore
+        padded = pad_to(lq, multiple_of=spec.multiple_of, min_size=spec.min_size)
+        if tile is None and padded is lq:
+            return restore(lq, scale=scale, prompts=prompts, noise=noise)
+        native = spec.scale
+        if native is None:  # any scale: pad, restore at it, cut
+            factor = 1.0 if scale is None else scale
+            restored = restore(padded, scale=scale, prompts=prompts, noise=noise)
+            height, width = output_size(*lq.shape[-2:], factor)
+            return restored[..., :height, :width]
+        if tile is None:
+            restored = restore(padded, prompts=prompts, noise=noise)
+        else:
+
+            def one_tile(part: Tensor) -> Tensor:
+                grown = pad_to(part, multiple_of=spec.multiple_of, min_size=spec.min_size)
+                out = restore(grown, prompts=prompts, noise=noise)
+                return out[..., : part.shape[-2] * native, : part.shape[-1] * native]
+
+            restored = tiled(one_tile, lq, tile=tile, halo=spec.tile_halo, scale=native)
+        restored = restored[..., : lq.shape[-2] * native, : lq.shape[-1] * native]
+        return restored if scale is None else resize(restored, output_size(*lq.shape[-2:], scale))
+
+    def _tile(self, tile: int | str | None, height: int, width: int) -> int | None:
+        spec = self.restorer.spec
+        if tile is None or tile == 0:
+            return None
+        if tile == "auto":
+            if spec.tiling != "supported" or spec.bytes_per_pixel is None or spec.scale is None:
+                return None
+            return tile_for_budget(
+                height, width, bytes_per_pixel=spec.bytes_per_pixel, budget=TILE_BUDGET, halo=spec.tile_halo
+            )
+        if not isinstance(tile, int) or isinstance(tile, bool) or tile < 16:
+            raise InputError(f"tile={tile!r}: expected 'auto', None, or a side of at least 16 pixels.")
+        if spec.tiling == "internal" or spec.scale is None:
+            raise InputError(f"{spec.name} tiles by itself; leave tile='auto'.")
+        return tile if max(height, width) > tile else None
+
+    def _check_options(
+        self, scale: float | None, strength: float, seed: int, height: int, width: int, max_output_pixels: int | None
+    ) -> float:
+        from pnp_irib.images.io import MAX_PIXELS
+
+        factor = scale if scale is not None else float(self.restorer.spec.scale or 1)
+        if not (isinstance(factor, int | float) and 0 < factor <= 64):
+            raise InputError(f"scale={scale!r}: expected a number above 0, at most 64.")
+        if not (isinstance(strength, int | float) and 0 <= strength <= 1):
+            raise InputError(f"strength={strength!r} is outside [0, 1]; 0 is the restorer alone, 1 the full projection.")
+        if not isinstance(seed, int) or not 0 <= seed < 2**63:
+            raise InputError(f"seed={seed!r}: expected a whole number from 0 to 2**63 - 1.")
+        cap = max_output_pixels if max_output_pixels is not None else 16 * MAX_PIXELS
+        new_height, new_width = output_size(height, width, max(factor, float(self.restorer.spec.scale or 1)))
+        if new_height * new_width > cap:
+            raise InputError(
+                f"the output would be {new_width}x{new_height} = {new_width * new_height / 1e6:.0f} megapixels, above the cap of "
+                f"{cap / 1e6:.0f}. Choose a smaller scale, or raise max_output_pixels."
+            )
+        return float(factor)
+
+    def _device(self) -> torch.device:
+        device = getattr(self.restorer, "device", None)
+        if isinstance(device, torch.device):
+            return device
+        model = getattr(self.restorer, "model", None)
+        parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+        return parameter.device if parameter is not None else torch.device("cpu")
+
+    def describe_projector(self) -> str:
+        """Name of the projector and why it is used."""
+        if self.projector is None:
+            return f"none ({self.why})"
+        name = self.projector.provenance.name or type(self.projector).__name__
+        return f"{name} ({self.why})"
+
+    def __repr__(self) -> str:
+        spec = self.restorer.spec
+        scale = f"x{spec.scale}" if spec.scale else "any scale"
+        lines = [
+            f"WrappedRestorer({spec.name}, {scale})",
+            f"  restorer   {spec.title}; weights {spec.weights_licence}",
+            f"  projector  {self.describe_projector()}",
+            f"  lfo        {self.look_forward.rounds}",
+        ]
+        return "\n".join(lines)
+
+
+def _choose_projector(projector: str | Projector | None, spec: RestorerSpec) -> tuple[Projector | None, str]:
+    if projector is None or projector == "none":
+        return None, "as asked"
+    if isinstance(projector, Projector):
+        return projector, "given"
+    if not isinstance(projector, str):
+        raise ConfigError(f"projector={projector!r:.60}: expected 'auto', None, a name or a Projector.")
+    if projector != "auto":
+        return load_projector(projector), "as asked"
+    if spec.projector is not None:
+        return load_projector(spec.projector), f"made for {spec.name}"
+    if spec.lq_profile is None:
+        return None, f"{spec.name} states no LQ profile; name a projector to use one"
+    for name in bundled_projectors():
+        bundled = load_projector(name)
+        profile = bundled.provenance.lq_profile
+        if profile is not None and profile.orders == spec.lq_profile.orders:
+            return bundled, f"bundled; it maps onto '{profile.name}', which {spec.name} was trained on"
+    return None, f"no bundled projector maps onto '{spec.lq_profile.name}'"
+
+
+def _refuse(options: dict[str, Any], why: str) -> None:
+    if options:
+        raise ConfigError(f"the options {', '.join(options)} {why}.")
+
+
+def _only(prompts: Sequence[str | Prompt | None]) -> str | Prompt | None:
+    if len(prompts) != 1:
+        raise InputError(f"{len(prompts)} prompts for one picture; give one.")
+    return prompts[0]
+
+
+def _finished(restored: Tensor, estimate: Tensor) -> Tensor:
+    """On the CPU, in [0, 1]. In place where the tensor is not the restorer's own input handed back: outputs can be huge.
+
+    Raises:
+        InputError: the restorer gave values that are not finite.
+    """
+    if not bool(torch.isfinite(restored.sum(dtype=torch.float64))):
+        raise InputError(
+            "the restorer gave values that are not finite. Run it in another dtype: wrap(..., dtype='float32')."
+        )
+    shares = restored.data_ptr() == estimate.data_ptr()
+    return restored.clamp(0, 1).float().cpu() if shares else restored.clamp_(0, 1).float().cpu()
