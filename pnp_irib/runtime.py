@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["Stopwatch", "choose_dtype", "frozen", "require"]
+__all__ = ["Stopwatch", "choose_device", "choose_dtype", "frozen", "require"]
 
 
 def require(*modules: str, extra: str) -> None:
@@ -48,6 +48,24 @@ def frozen(module: nn.Module) -> Iterator[None]:
             m.training = was_training
         for p, needed in grads:
             p.requires_grad_(needed)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of this name; "auto": CUDA, else MPS, else the CPU.
+
+    Raises:
+        ConfigError: the name is unknown, or there is no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"device {name!r} cannot be used: {str(error).splitlines()[0]} Try --device cpu.") from error
+    return device
 
 
 def choose_dtype(dtype: str | torch.dtype, device: torch.device, safe: Sequence[str]) -> torch.dtype:

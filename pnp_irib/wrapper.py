@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WrappedRestorer", "wrap"]
 
+MAX_OUTPUT_PIXELS = 100_000_000
 TILE_BUDGET = 2**30  # working memory of the restorer above which "auto" tiles, bytes
 
 
@@ -174,7 +175,7 @@ class WrappedRestorer:
             strength: 0 is the restorer alone, bit for bit; 1 the full projection.
             tile: side of the tiles in input pixels; "auto": tiles where the restorer would need more than 1 GiB; None: never.
             max_pixels: largest input; None: the default cap of `read_picture`.
-            max_output_pixels: largest output; None: 16 times the default input cap.
+            max_output_pixels: largest output; None: 100 megapixels.
 
         Returns:
             A `Restoration` for one picture, `Restorations` (a list) for several.
@@ -311,8 +312,6 @@ class WrappedRestorer:
     def _check_options(
         self, scale: float | None, strength: float, seed: int, height: int, width: int, max_output_pixels: int | None
     ) -> float:
-        from pnp_irib.images.io import MAX_PIXELS
-
         factor = scale if scale is not None else float(self.restorer.spec.scale or 1)
         if not (isinstance(factor, int | float) and 0 < factor <= 64):
             raise InputError(f"scale={scale!r}: expected a number above 0, at most 64.")
@@ -320,7 +319,7 @@ class WrappedRestorer:
             raise InputError(f"strength={strength!r} is outside [0, 1]; 0 is the restorer alone, 1 the full projection.")
         if not isinstance(seed, int) or not 0 <= seed < 2**63:
             raise InputError(f"seed={seed!r}: expected a whole number from 0 to 2**63 - 1.")
-        cap = max_output_pixels if max_output_pixels is not None else 16 * MAX_PIXELS
+        cap = max_output_pixels if max_output_pixels is not None else MAX_OUTPUT_PIXELS
         new_height, new_width = output_size(height, width, max(factor, float(self.restorer.spec.scale or 1)))
         if new_height * new_width > cap:
             raise InputError(

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pnp_irib.classifiers import EfficientNetLite
 from pnp_irib.errors import ConfigError, InputError
 from pnp_irib.prompts import CallablePrompt, FixedPrompt, ImageNetTags, NoPrompt, Prompt, PromptExtractor, load_extractor
 
@@ -48,6 +49,20 @@ def test_imagenet_tags_alone_and_in_a_batch_are_the_same_to_the_last_bit(tags: I
     assert [p.tags for p in together] == [p.tags for p in alone]  # scores included
 
 
+def test_imagenet_tags_show_the_network_one_picture_at_a_time(animals: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whether a batch gives other last digits depends on the machine; that no batch is formed does not.
+    shown: list[int] = []
+    classify = EfficientNetLite.classify
+
+    def spy(net: EfficientNetLite, rgb: Tensor) -> Tensor:
+        shown.append(len(rgb))
+        return classify(net, rgb)
+
+    monkeypatch.setattr(EfficientNetLite, "classify", spy)
+    ImageNetTags()(animals)
+    assert shown == [1, 1, 1]
+
+
 def test_top_k_and_min_score(animals: Tensor) -> None:
     assert [len(p.tags) for p in ImageNetTags(top_k=7, min_score=0)(animals)] == [7, 7, 7]
     assert ImageNetTags(min_score=1)(torch.full((1, 3, 30, 30), 0.5)) == [Prompt("")]
@@ -62,7 +77,7 @@ def test_imagenet_tags_take_any_size(tags: ImageNetTags, size: tuple[int, int]) 
 def test_imagenet_tags_read_estimates(tags: ImageNetTags, animals: Tensor) -> None:
     overshooting = (animals[:1] * 1.3 - 0.15).requires_grad_()
     before = overshooting.detach().clone()
-    assert tags(overshooting) == tags(overshooting.detach().clamp(0, 1))
+    assert tags(overshooting)[0].tags == tags(overshooting.detach().clamp(0, 1))[0].tags  # scores included
     assert tags(animals[:1].double()) == tags(animals[:1])
     assert torch.equal(overshooting, before)
     with pytest.raises(InputError, match="NaN"):

@@ -1,0 +1,52 @@
+"""``pnp-irib degrade``: test pictures from good ones."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+from pnp_irib.cli.files import Task, plan
+from pnp_irib.degrade import apply, draw
+from pnp_irib.errors import PnPIribError
+from pnp_irib.images.io import read_picture, write_picture
+from pnp_irib.profile import DegradationProfile, preset
+
+__all__ = ["run", "seed_of"]
+
+
+def run(
+    inputs: list[Path], output: Path, name: str, seed: int, scale: int, format: str | None, *, overwrite: bool, verbose: bool
+) -> int:
+    """Degrade every picture; returns the exit code.
+
+    Raises:
+        PnPIribError: preset or options are wrong.
+    """
+    profile = preset(name)
+    failures = 0
+    for task in plan(inputs, output, format):
+        try:
+            line = _one(task, profile, seed, scale, overwrite=overwrite, verbose=verbose)
+        except (PnPIribError, OSError, MemoryError) as error:
+            failures += 1
+            line = f"{task.source}: failed: {' '.join(str(error).split())}"
+        sys.stderr.write(line + "\n")
+    return 1 if failures else 0
+
+
+def seed_of(seed: int, name: str) -> int:
+    """A picture's own seed: from the run's seed and its file name, so that neither order nor neighbours matter."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big")
+
+
+def _one(task: Task, profile: DegradationProfile, seed: int, scale: int, *, overwrite: bool, verbose: bool) -> str:
+    if task.problem is not None:
+        return f"{task.source}: failed: {task.problem}"
+    if task.target.exists() and not overwrite:
+        return f"{task.source}: skipped: {task.target} exists; --overwrite replaces it"
+    hq = read_picture(task.source).rgb
+    drawn = draw(profile, hq.shape[-2:], seed_of(seed, task.source.name), scale=scale)
+    task.target.parent.mkdir(parents=True, exist_ok=True)
+    write_picture(apply(hq, [drawn]), task.target)
+    return f"{task.source} -> {task.target}" + (f"\n{drawn}" if verbose else "")

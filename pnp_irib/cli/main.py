@@ -1,0 +1,201 @@
+"""``pnp-irib``: options and exit codes. Heavy modules load inside the commands, so that help and usage errors are instant.
+
+Exit codes: 0 all done, 1 some inputs failed, 2 usage or configuration error, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pnp_irib.errors import PnPIribError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="pnp-irib",
+    help="Restore extremely degraded pictures with any frozen restorer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Entry point: every error is one line, never a traceback (``PNP_IRIB_DEBUG=1`` shows it)."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+    except PnPIribError as error:
+        debug()
+        fail(str(error), 2)
+    except BrokenPipeError:
+        # The reader of our output (head, less) went away; nothing is left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except Exception as error:
+        debug()
+        reason = " ".join(str(error).split())[:300]
+        fail(f"internal error: {type(error).__name__}: {reason} (PNP_IRIB_DEBUG=1 shows where)", 2)
+
+
+def fail(message: str, code: int) -> None:
+    """Print one line and leave."""
+    typer.echo(f"pnp-irib: {message}", err=True)
+    raise SystemExit(code)
+
+
+def debug() -> None:
+    """Let the traceback through when a developer asks for it."""
+    if os.environ.get("PNP_IRIB_DEBUG"):
+        raise  # noqa: PLE0704
+
+
+def version(show: bool) -> None:
+    """Print the version and leave."""
+    if show:
+        from pnp_irib import __version__
+
+        typer.echo(f"pnp-irib {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    _version: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Options of all commands."""
+
+
+Restorer = Annotated[str, typer.Option("--restorer", "-r", help="Name of the restorer; see `pnp-irib models`.")]
+ProjectorName = Annotated[
+    str, typer.Option("--projector", "-p", help="auto, none, hf-hub:OWNER/REPO or local-dir:PATH.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16; of the restorer.")]
+
+
+@app.command()
+def restore(
+    inputs: Annotated[list[Path], typer.Argument(metavar="IN...", help="Pictures, or folders (searched recursively).")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder; for one picture also a file.")],
+    restorer: Restorer = "realesrgan-x4plus",
+    projector: ProjectorName = "auto",
+    lfo: Annotated[int, typer.Option(min=0, max=16, help="Rounds of Look Forward Once.")] = 0,
+    prompt: Annotated[str | None, typer.Option(help="What the pictures show.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Enlargement; default: the restorer's own.")] = None,
+    strength: Annotated[float, typer.Option(help="0: the restorer alone; 1: the full projection.")] = 1.0,
+    tile: Annotated[str, typer.Option(help="auto, none, or the side of the tiles in pixels.")] = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    compare: Annotated[bool, typer.Option("--compare", help="Also write input, LQ and result side by side.")] = False,
+    format: Annotated[str | None, typer.Option(help="png, jpg, webp, tif, bmp; default: that of the input.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a picture on standard output.")] = False,
+    max_pixels: Annotated[float | None, typer.Option(help="Largest input, megapixels (64).")] = None,
+    max_output_pixels: Annotated[float | None, typer.Option(help="Largest output, megapixels (100).")] = None,
+) -> None:
+    """Restore pictures."""
+    from pnp_irib.cli.restore import Job, run
+
+    options = {
+        "prompt": prompt,
+        "scale": scale,
+        "strength": strength,
+        "lfo": lfo,
+        "seed": seed,
+        "tile": tile_option(tile),
+        "max_pixels": megapixels(max_pixels, "--max-pixels"),
+        "max_output_pixels": megapixels(max_output_pixels, "--max-output-pixels"),
+    }
+    job = Job(inputs, output, format, compare, overwrite, fail_fast, as_json)
+    raise typer.Exit(run(job, {"restorer": restorer, "projector": projector, "device": device, "dtype": dtype}, options))
+
+
+@app.command()
+def models(
+    as_json: Annotated[bool, typer.Option("--json", help="The whole specs as JSON.")] = False,
+) -> None:
+    """List the restorers: scale, prompts, licences, where the weights come from, what is here already."""
+    from pnp_irib.cli.models import show
+
+    show(as_json=as_json)
+
+
+@app.command()
+def degrade(
+    inputs: Annotated[list[Path], typer.Argument(metavar="IN...", help="Pictures, or folders.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder; for one picture also a file.")],
+    preset: Annotated[str, typer.Option("--preset", help="light, standard, codeformer, extreme, stress.")] = "extreme",
+    seed: Annotated[int, typer.Option(min=0, help="The same seed and file name give the same picture.")] = 0,
+    scale: Annotated[int, typer.Option(min=1, max=16, help="HQ size over LQ size.")] = 4,
+    format: Annotated[str | None, typer.Option(help="png, jpg, webp, tif, bmp; default: png.")] = "png",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print what was drawn.")] = False,
+) -> None:
+    """Degrade pictures with a preset, to try restorers on."""
+    from pnp_irib.cli.degrade import run
+
+    raise typer.Exit(run(inputs, output, preset, seed, scale, format, overwrite=overwrite, verbose=verbose))
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="See docs/training.md.")],
+    run: Annotated[Path, typer.Option("--run", help="Run directory.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    max_hours: Annotated[float | None, typer.Option(help="Stop, with a checkpoint, after this time.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+) -> None:
+    """Train a projector."""
+    from pnp_irib.cli.train import train as start
+
+    start(config, run, resume=resume, max_hours=max_hours, threads=threads)
+
+
+@app.command()
+def bench(
+    data: Annotated[Path, typer.Option("--data", help="Folder of HQ pictures.")],
+    restorer: Restorer = "realesrgan-x4plus",
+    projector: ProjectorName = "auto",
+    preset: Annotated[str, typer.Option("--preset", help="light, standard, codeformer, extreme, stress.")] = "extreme",
+    seed: Annotated[list[int] | None, typer.Option("--seed", help="May be given several times. Default: 0.")] = None,
+    lfo: Annotated[int, typer.Option(min=0, max=16, help="Rounds of Look Forward Once.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first pictures.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder of the report.")] = Path("out/bench"),
+    dtype: Dtype = "auto",
+) -> None:
+    """Measure a restorer alone and wrapped: JSON, Markdown and a picture grid."""
+    from pnp_irib.cli.bench import run
+
+    run(data, restorer, projector, preset, tuple(seed or (0,)), lfo, limit, output, dtype)
+
+
+def tile_option(text: str) -> int | str | None:
+    """The value of ``--tile``."""
+    if text == "auto":
+        return text
+    if text == "none":
+        return None
+    if text.isdecimal():
+        return int(text)
+    raise typer.BadParameter(f"{text!r}: expected auto, none, or a number of pixels.", param_hint="--tile")
+
+
+def megapixels(value: float | None, name: str) -> int | None:
+    """Pixels of an option in megapixels."""
+    if value is None:
+        return None
+    if not 0 < value < 1e6:
+        raise typer.BadParameter(f"{value}: expected megapixels above 0.", param_hint=name)
+    return int(value * 1e6)
+
+

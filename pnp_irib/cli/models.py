@@ -1,0 +1,64 @@
+"""``pnp-irib models``: what is known about the restorers, before anything is downloaded."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from pnp_irib.registry import broken_plugins, list_restorers
+from pnp_irib.spec import RestorerSpec
+from pnp_irib.weights import find_place
+
+__all__ = ["show"]
+
+
+def show(*, as_json: bool) -> None:
+    """Print the table, or the specs as JSON."""
+    specs = list_restorers()
+    if as_json:
+        listed = [{**spec.model_dump(mode="json"), "here": _places(spec) is not None} for spec in specs]
+        sys.stdout.write(json.dumps(listed, indent=1) + "\n")
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "scale", "prompts", "weights", "commercial", "size", "here"):
+        table.add_column(column, justify="right" if column in ("scale", "size") else "left", no_wrap=column == "name")
+    for spec in specs:
+        allowed = {True: "yes", False: "no", None: "see terms"}[spec.weights_licence.commercial]
+        table.add_row(
+            spec.name,
+            f"x{spec.scale}" if spec.scale else "any",
+            spec.prompts,
+            spec.weights_licence.name,
+            allowed,
+            _size(spec),
+            "yes" if _places(spec) else "no",
+        )
+    console = Console()
+    console.print(table)
+    console.print()
+    for spec in specs:
+        console.print(f"{spec.name}: code {spec.code_licence}; {_origin(spec)}", highlight=False, soft_wrap=True)
+    for broken in broken_plugins():
+        Console(stderr=True).print(f"broken: {broken.reason}", highlight=False, soft_wrap=True)
+
+
+def _places(spec: RestorerSpec) -> list[str] | None:
+    """Where the weights already are; None unless all of them are here."""
+    places = [find_place(file) for file in spec.weights]
+    return [place[0] for place in places if place] if all(places) else None
+
+
+def _size(spec: RestorerSpec) -> str:
+    sizes = [file.size for file in spec.weights]
+    known = [size for size in sizes if size is not None]
+    return f"{sum(known) / 1e6:.0f} MB" if len(known) == len(sizes) else "unknown"
+
+
+def _origin(spec: RestorerSpec) -> str:
+    here = _places(spec)
+    if here:
+        return "weights from " + ", ".join(here)
+    return "weights can be had from " + " or ".join(place for file in spec.weights for place in file.places)

@@ -1,0 +1,106 @@
+"""``pnp-irib restore``: many files over one wrapped restorer."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pnp_irib.cli.files import Task, plan
+from pnp_irib.errors import PnPIribError
+from pnp_irib.images.io import write_picture
+from pnp_irib.result import Restoration
+from pnp_irib.runtime import choose_device
+from pnp_irib.wrapper import WrappedRestorer, wrap
+
+__all__ = ["Job", "run"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to restore and where to."""
+
+    inputs: list[Path]
+    output: Path
+    format: str | None
+    compare: bool
+    overwrite: bool
+    fail_fast: bool
+    as_json: bool
+
+
+def run(job: Job, model: dict[str, str], options: dict[str, Any]) -> int:
+    """Restore every picture of the job; returns the exit code.
+
+    Raises:
+        PnPIribError: options or models are wrong, before any picture is touched.
+    """
+    tasks = plan(job.inputs, job.output, job.format)
+    restorer = wrap(
+        model["restorer"], projector=model["projector"], device=choose_device(model["device"]), dtype=model["dtype"]
+    )
+    if not job.as_json:
+        sys.stderr.write(f"{restorer!r}\n")
+    failures = 0
+    for number, task in enumerate(tasks, 1):
+        began = time.monotonic()
+        outcome = _one(restorer, task, job, options)
+        failures += outcome["status"] == "failed"
+        outcome["seconds"] = round(time.monotonic() - began, 3)
+        _report(outcome, number, len(tasks), as_json=job.as_json)
+        if failures and job.fail_fast:
+            break
+    if failures and not job.as_json:
+        sys.stderr.write(f"{failures} of {len(tasks)} failed\n")
+    return 1 if failures else 0
+
+
+def _one(restorer: WrappedRestorer, task: Task, job: Job, options: dict[str, Any]) -> dict[str, Any]:
+    """One picture; whatever goes wrong with it is told, and the next one comes."""
+    outcome: dict[str, Any] = {"input": str(task.source), "output": str(task.target), "status": "failed"}
+    if task.problem is not None:
+        return outcome | {"reason": task.problem}
+    if task.target.exists() and not job.overwrite:
+        return outcome | {"status": "skipped", "reason": "the output exists; --overwrite replaces it"}
+    try:
+        result: Restoration = restorer(task.source, **options)
+        task.target.parent.mkdir(parents=True, exist_ok=True)
+        notes = [*result.picture.notes, *result.save(task.target)]
+        if job.compare:
+            outcome["comparison"] = str(_write_comparison(result, task.target))
+    except (PnPIribError, OSError, MemoryError) as error:
+        return outcome | {"reason": _one_line(error)}
+    except Exception as error:  # a fault of ours must not cost the user the rest of the folder
+        return outcome | {"reason": f"internal error: {type(error).__name__}: {_one_line(error)}"}
+    details = {"stages": {name: round(s, 3) for name, s in result.seconds.items()}, "used": asdict(result.used)}
+    prompt = str(result.prompt) if result.prompt is not None else None
+    return outcome | {"status": "restored", "notes": notes, "prompt": prompt} | details
+
+
+def _write_comparison(result: Restoration, target: Path) -> Path:
+    from pnp_irib.result import comparison
+
+    path = target.with_name(f"{target.name}.compare.png")
+    write_picture(comparison([result.picture.rgb, result.lq, result.restored]), path)
+    return path
+
+
+def _report(outcome: dict[str, Any], number: int, total: int, *, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(outcome) + "\n")
+        sys.stdout.flush()
+        return
+    count = f"[{number}/{total}] "
+    if outcome["status"] == "restored":
+        text = f"{outcome['input']} -> {outcome['output']}  {outcome['seconds']:.1f} s"
+        text += "".join(f"\n    note: {note}" for note in outcome["notes"])
+    else:
+        text = f"{outcome['input']}: {outcome['status']}: {outcome['reason']}"
+    sys.stderr.write(count + text + "\n")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:400] or type(error).__name__
