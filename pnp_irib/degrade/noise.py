@@ -60,18 +60,25 @@ def poisson_noise(picture: Tensor, *, scale: float, grey: bool, seed: int) -> Te
     levels = (source.float().clamp(0, 1) * 255).round().to(device="cpu", dtype=torch.int32)
     distinct = int(torch.bincount(levels.flatten(), minlength=256).count_nonzero())
     rate = 1 << (distinct - 1).bit_length()
-    keys, row = _quantile_table(rate)
     generator = generator_for(seed)
     field = torch.randint(1 << _UNIFORM_BITS, levels.shape, generator=generator, dtype=torch.int32, device="cpu")
-    counts = torch.searchsorted(keys, field + (levels << _UNIFORM_BITS), right=True, out_int32=True) - levels * row
+    counts = _quantiles(levels, field, rate)
     return (counts / rate - levels / 255).to(picture) * scale
+
+
+def _quantiles(levels: Tensor, field: Tensor, rate: int) -> Tensor:
+    """Poisson counts of mean rate * levels / 255 at the quantiles (``field`` + 1/2) / 2**_UNIFORM_BITS; all int32."""
+    keys, row = _quantile_table(rate)
+    # To the right of equal keys: the full probability of the level below is the same key as quantile zero of this one.
+    return torch.searchsorted(keys, field + (levels << _UNIFORM_BITS), right=True, out_int32=True) - levels * row
 
 
 @functools.lru_cache(maxsize=9)
 def _quantile_table(rate: int) -> tuple[Tensor, int]:
     """Poisson distribution functions of all 256 grey levels as one ascending list of keys, and the number of keys of a level.
 
-    The key of level l and count k is (l + P(count <= k)) in units of 2**-_UNIFORM_BITS.
+    The key of level l and count k is (l + P(count <= k)) in units of 2**-_UNIFORM_BITS. Rounded, not cut: sums of
+    probabilities end a little below one, and cut, the last quantile would lie beyond the whole list.
     """
     means = rate * torch.arange(256, dtype=torch.float64, device="cpu")[:, None] / 255
     row = rate + int(5.5 * rate**0.5) + 12  # 5.5 standard deviations: beyond what 22 bits resolve
@@ -79,4 +86,4 @@ def _quantile_table(rate: int) -> tuple[Tensor, int]:
     below = torch.exp(torch.xlogy(counts, means) - means - torch.lgamma(counts + 1)).cumsum(1).clamp(max=1)
     unit = 1 << _UNIFORM_BITS
     levels = torch.arange(256, dtype=torch.int64, device="cpu")[:, None]
-    return (levels * unit + (below * unit).long()).flatten().int(), row
+    return (levels * unit + (below * unit).round().long()).flatten().int(), row

@@ -105,12 +105,11 @@ class _Session:
         self.config = config
         self.accelerator = accelerator
         self.pictures = Pictures(config.data.folder, smallest=config.data.crop)
-        torch_state = torch.get_rng_state()
-        torch.manual_seed(config.seed)
-        start = PixelProjector.from_pretrained(config.init) if config.init else PixelProjector(config.projector)
-        torch.set_rng_state(torch_state)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            start = PixelProjector.from_pretrained(config.init) if config.init else PixelProjector(config.projector)
+            self.average = PixelProjector(start.architecture).requires_grad_(False)
         start.train()
-        self.average = PixelProjector(start.architecture).requires_grad_(False)
         self.average.load_state_dict(start.state_dict())
         optimizer = torch.optim.AdamW(
             start.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True

@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 import torch
 
-from pnp_irib.degrade.noise import gaussian_noise, luma, poisson_noise
+from pnp_irib.degrade.noise import _UNIFORM_BITS, _quantiles, gaussian_noise, luma, poisson_noise
 
 
 @pytest.mark.parametrize("grey", [False, True])
@@ -73,3 +73,12 @@ def test_a_changed_pixel_changes_only_its_own_poisson_noise() -> None:
     changed[0, 0, 0, 5] = 200 / 255  # still 256 distinct values: the other channels keep the old one
     difference = poisson_noise(ramp, scale=1, grey=False, seed=4) != poisson_noise(changed, scale=1, grey=False, seed=4)
     assert difference.nonzero().tolist() in ([], [[0, 0, 0, 5]])
+
+
+@pytest.mark.parametrize("rate", [1, 4, 32, 256])
+@pytest.mark.parametrize("field", [0, 1, 1 << (_UNIFORM_BITS - 1), (1 << _UNIFORM_BITS) - 1])
+def test_quantiles_match_scipy_to_the_ends_of_the_field(rate: int, field: int) -> None:
+    levels = torch.arange(256, dtype=torch.int32)
+    counts = _quantiles(levels, torch.full_like(levels, field), rate).numpy()
+    expected = scipy.stats.poisson.ppf((field + 0.5) * 2.0**-_UNIFORM_BITS, rate * np.arange(256) / 255)
+    np.testing.assert_array_equal(counts, expected)

@@ -1,0 +1,72 @@
+"""The terms of the objective against values computed by hand or by others."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
+
+from pnp_irib.irib import Objective, ObjectiveConfig, gate_supervision, gaussian_blur, hq_fidelity, lq_reconstruction
+
+
+def test_blur_agrees_with_scipy() -> None:
+    picture = torch.rand(2, 3, 21, 17, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ours = gaussian_blur(picture, 1.5)
+    # scipy calls reflection without the edge pixel "mirror"; radius ceil(3 sigma)
+    theirs = gaussian_filter(picture.numpy(), (0, 0, 1.5, 1.5), mode="mirror", radius=(0, 0, 5, 5))
+    torch.testing.assert_close(ours, torch.from_numpy(theirs), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("norm", "expected"), [("l1", 0.2), ("l2", 0.04)])
+def test_constant_difference_is_the_same_plain_and_blurred(norm: str, expected: float) -> None:
+    a = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    loss = lq_reconstruction(a + 0.2, a, lambda_blur=3.0, tau=2.0, norm=norm)  # type: ignore[arg-type]
+    torch.testing.assert_close(loss, torch.full((2,), expected * (1 + 3.0)))
+
+
+def test_blurred_comparison_forgives_noise_but_not_a_shift_of_brightness() -> None:
+    generator = torch.Generator().manual_seed(1)
+    flat = torch.full((1, 3, 64, 64), 0.5)
+    noisy = flat + 0.1 * torch.randn(flat.shape, generator=generator)
+    plain = lq_reconstruction(noisy, flat, lambda_blur=0, tau=3.0)
+    both = lq_reconstruction(noisy, flat, lambda_blur=1, tau=3.0)
+    # The variance left behind a Gaussian of sigma 3 is 1 / (4 pi sigma^2) of the noise.
+    assert ((both - plain) / plain).item() == pytest.approx(1 / (4 * math.pi * 9), rel=0.5)
+
+
+def test_hq_fidelity_is_a_mean_per_picture() -> None:
+    a, b = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
+    b[1] = 0.5
+    assert hq_fidelity(a, b, norm="l2").tolist() == [0.0, 0.25]
+
+
+def test_gate_supervision_ignores_unlabelled_pictures() -> None:
+    logits = torch.tensor([2.0, -1.0, 5.0])
+    loss = gate_supervision(logits, torch.tensor([1.0, 0.0, float("nan")]))
+    expected = F.binary_cross_entropy_with_logits(logits[:2], torch.tensor([1.0, 0.0]), reduction="none")
+    torch.testing.assert_close(loss[:2], expected)
+    assert loss[2] == 0
+    logits = logits.requires_grad_()
+    gate_supervision(logits, torch.tensor([1.0, 0.0, float("nan")])).sum().backward()
+    assert logits.grad is not None
+    assert logits.grad[2] == 0
+    assert (logits.grad[:2] != 0).all()
+
+
+def test_weights_multiply_and_zero_switches_off() -> None:
+    a, b = torch.zeros(1, 3, 8, 8), torch.full((1, 3, 8, 8), 0.5)
+    objective = Objective(ObjectiveConfig(lq=2.0, lambda_blur=0, hq=3.0, hq_perceptual=0, gate=0))
+    assert objective.lq_terms(a, b)["lq"].item() == pytest.approx(1.0)
+    assert objective.hq_terms(a, b).keys() == {"hq"}
+    assert objective.hq_terms(a, b)["hq"].item() == pytest.approx(1.5)
+    assert objective.gate_terms(torch.zeros(1), torch.ones(1)) == {}
+
+
+def test_terms_pass_finite_differences() -> None:
+    generator = torch.Generator().manual_seed(2)
+    a = torch.rand(1, 3, 6, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    b = torch.rand(1, 3, 6, 5, generator=generator, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: lq_reconstruction(x, b, lambda_blur=0.7, tau=1.0), (a,))

@@ -1,0 +1,129 @@
+"""Training runs: they learn, survive being killed, and leave everything else alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pnp_irib import load_projector, load_restorer, wrap
+from pnp_irib.errors import ConfigError
+from pnp_irib.train import load_config, train
+from pnp_irib.train.checkpoint import latest_checkpoint
+
+COMMAND = [str(Path(sys.executable).with_name("pnp-irib")), "train", "--threads", "1"]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_kill_and_resume_gives_the_same_trajectory(config_file: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    subprocess.run([*COMMAND, str(config_file), "--run", str(whole)], check=True, capture_output=True)
+
+    killed = tmp_path / "killed"
+    # Killed as soon as the first checkpoint is there; a hundred times the steps, so that it cannot be over before.
+    process = subprocess.Popen([*COMMAND, str(config_file), "--run", str(killed)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while latest_checkpoint(killed) is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    first = latest_checkpoint(killed)
+    assert first is not None
+    assert first.name != "step-0000012", "the run was over before it could be killed"
+
+    subprocess.run([*COMMAND, str(config_file), "--run", str(killed), "--resume"], check=True, capture_output=True)
+    expected, found = weights(whole / "projector"), weights(killed / "projector")
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
+
+
+def test_a_run_learns_and_changes_nothing_else(config_file: Path, tmp_path: Path) -> None:
+    config = load_config(config_file).model_copy(update={"steps": 40, "checkpoint_every": 40})
+    state = torch.get_rng_state()
+    restorer = load_restorer("realesr-animevideov3", dtype="float32")
+    before = {k: v.clone() for k, v in restorer.network.state_dict().items()}  # type: ignore[attr-defined]
+    newest = train(config, tmp_path / "run", show_progress=False)
+    assert torch.equal(torch.get_rng_state(), state)
+    for key, value in restorer.network.state_dict().items():  # type: ignore[attr-defined]
+        assert torch.equal(value, before[key])
+
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    losses = [event.value for event in events.Scalars("loss/total")]
+    assert sum(losses[-10:]) < sum(losses[:10])
+    assert {"loss/lq", "loss/hq", "loss/hq_perceptual", "loss/lq_perceptual", "loss/gate"} <= set(events.Tags()["scalars"])
+    assert events.Tags()["images"]
+
+    projector = load_projector(f"local-dir:{tmp_path / 'run' / 'projector'}")
+    assert projector.provenance.steps == 40
+    assert projector.provenance.restorer == "realesrgan-x4plus"
+    assert projector.provenance.surrogate == "realesr-animevideov3"
+    assert [p.name for p in projector.provenance.elq_profiles] == ["extreme", "light"]
+    assert {f.name for f in projector.provenance.files} >= {"training pictures", "training configuration"}
+    assert newest.name == "step-0000040"
+    robust = wrap("realesr-animevideov3", projector=projector)
+    assert not torch.equal(robust.project(torch.full((1, 3, 9, 9), 0.5)), torch.full((1, 3, 9, 9), 0.5))
+
+
+def test_max_hours_stops_with_a_checkpoint(config_file: Path, tmp_path: Path) -> None:
+    newest = train(load_config(config_file), tmp_path / "run", max_hours=0, show_progress=False)
+    assert newest.name == "step-0000001"
+    assert not (tmp_path / "run" / "projector").exists()
+
+
+def test_a_run_directory_is_not_reused_by_accident(config_file: Path, tmp_path: Path) -> None:
+    config = load_config(config_file)
+    train(config, tmp_path / "run", max_hours=0, show_progress=False)
+    with pytest.raises(ConfigError, match="--resume"):
+        train(config, tmp_path / "run", show_progress=False)
+    with pytest.raises(ConfigError, match="differs"):
+        train(config.model_copy(update={"seed": 4}), tmp_path / "run", resume=True, show_progress=False)
+
+
+def test_starts_from_another_projector(config_file: Path, tmp_path: Path) -> None:
+    first = train(load_config(config_file), tmp_path / "first", show_progress=False)
+    config = load_config(config_file).model_copy(update={"init": first, "lr": 1e-12})
+    second = train(config, tmp_path / "second", show_progress=False)
+    for name, value in weights(first).items():
+        torch.testing.assert_close(weights(second)[name], value, atol=1e-6, rtol=1e-5)
+    assert load_projector(f"local-dir:{second}").provenance.steps == 24
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stepz": 3}, "stepz"),
+        ({"steps": 0}, "steps"),
+        ({"hq_pictures": 99}, "hq_pictures=99 exceeds batch=4"),
+        ({"data": {"folder": "photographs", "crop": 66}}, "use 64"),
+        ({"mixture": [{"profile": "extrem", "share": 1}]}, "extreme"),
+    ],
+)
+def test_wrong_configurations_are_one_line(config_file: Path, change: dict[str, object], message: str) -> None:
+    content = yaml.safe_load(config_file.read_text()) | change
+    config_file.write_text(yaml.safe_dump(content))
+    ran = subprocess.run([*COMMAND, str(config_file), "--run", "never"], capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert message in ran.stderr
+    assert len(ran.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in ran.stderr
+
+
+def test_pictures_that_are_too_small_are_named(config_file: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(config_file.read_text())
+    content["data"]["crop"] = 512
+    config_file.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match="smaller than the crop of 512"):
+        train(load_config(config_file), tmp_path / "run", show_progress=False)
