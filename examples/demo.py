@@ -1,6 +1,6 @@
 """Restore one extremely degraded photograph and look at every stage.
 
-    python examples/demo.py
+python examples/demo.py
 """
 
 import sys

@@ -1,8 +1,8 @@
 """Make any frozen blind image restoration model survive extreme degradation.
 
-    from pnp_irib import wrap
-    robust = wrap("realesrgan-x4plus")
-    robust("old_photo.jpg", lfo=1).image.save("restored.png")
+from pnp_irib import wrap
+robust = wrap("realesrgan-x4plus")
+robust("old_photo.jpg", lfo=1).image.save("restored.png")
 """
 
 from __future__ import annotations

@@ -79,9 +79,7 @@ def _fetch(name: Name) -> Path:
 
     try:
         return Path(
-            snapshot_download(
-                name.target, revision=name.revision, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME, CARD_NAME]
-            )
+            snapshot_download(name.target, revision=name.revision, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME, CARD_NAME])
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]

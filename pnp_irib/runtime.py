@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["Stopwatch", "choose_device", "choose_dtype", "frozen", "require"]
+__all__ = ["Stopwatch", "choose_device", "choose_dtype", "frozen", "require", "store_channels_last"]
 
 
 def require(*modules: str, extra: str) -> None:
@@ -50,6 +50,15 @@ def frozen(module: nn.Module) -> Iterator[None]:
             p.requires_grad_(needed)
 
 
+def store_channels_last(module: nn.Module) -> None:
+    """Lay the convolution weights out channels-last: the kernels then read pictures as they lie, without reordering."""
+    import torch
+
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
 def choose_device(name: str) -> torch.device:
     """The device of this name; "auto": CUDA, else MPS, else the CPU.
 
@@ -77,8 +86,8 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device, safe: Sequence[
         safe: names of the dtypes that are numerically safe for the network.
 
     Returns:
-        For "auto": bfloat16 where it is safe and the device multiplies it natively (AMX or AVX512-BF16 on x86; CUDA from Ampere
-        on), where it is about twice as fast; float32 otherwise, because emulated bfloat16 is several times slower.
+        For "auto": bfloat16 where it is safe and the device multiplies it natively (AMX or AVX512-BF16 on x86; CUDA from
+        Ampere on), where it is about twice as fast; float32 otherwise, because emulated bfloat16 is several times slower.
 
     Raises:
         ConfigError: the name is unknown.

@@ -1,6 +1,6 @@
 """Weight files: where they are found, and the cache of converted ones.
 
-Converted weights are kept as safetensors under `cache_dir`, each with a small JSON record of its own hash and that of the source.
+Converted weights are kept as safetensors under `cache_dir`, each with a JSON record of its own hash and its source's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,17 @@ if TYPE_CHECKING:
 
     from pnp_irib.spec import WeightsFile
 
-__all__ = ["cache_dir", "cached_conversion", "find_place", "load_checkpoint", "load_strictly", "package_file", "resolve_file", "sha256_of", "write_atomically"]
+__all__ = [
+    "cache_dir",
+    "cached_conversion",
+    "find_place",
+    "load_checkpoint",
+    "load_strictly",
+    "package_file",
+    "resolve_file",
+    "sha256_of",
+    "write_atomically",
+]
 
 
 def cache_dir() -> Path:
@@ -93,8 +103,8 @@ def resolve_file(name: str | Path) -> Path:
 def cached_conversion(source: Path, name: str, convert: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Tensors converted from ``source``, kept in the cache under ``name``.
 
-    The record beside the cached file holds its sha256 and the one of the source; a file that is damaged, or was made from another
-    source, is made anew.
+    The record beside the cached file holds its sha256 and the one of the source; a file that is damaged, or was made
+    from another source, is made anew.
     """
     from safetensors.torch import load_file, save_file
 
@@ -125,7 +135,7 @@ def write_atomically(target: Path, write: Callable[[str], Any]) -> None:
     try:
         write(temporary)
         Path(temporary).chmod(0o644)
-        os.replace(temporary, target)
+        Path(temporary).replace(target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

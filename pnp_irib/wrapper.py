@@ -54,7 +54,7 @@ def wrap(
         projector: "auto" takes the one that the restorer's spec names, else the bundled one where the LQ profiles agree, else
             none; a `Projector`, a name (``hf-hub:owner/repo``, ``local-dir:path``), or None for the restorer alone.
         lfo: rounds of Look Forward Once, unless a call says otherwise.
-        extractor: what reads prompts off pictures, see `load_extractor`; None: "imagenet-tags" when looking forward, else none.
+        extractor: what reads prompts off pictures, see `load_extractor`; None: "imagenet-tags" for looking forward.
         scale: native enlargement of a module or function; None: found out with one small picture.
         multiple_of: sides that a module or function accepts; None: any.
         min_size: smallest side that it accepts; None: 1.
@@ -125,9 +125,7 @@ class WrappedRestorer:
             self.projector.to(device)
         return self
 
-    def project(
-        self, elq: Tensor, *, prompts: Sequence[Prompt | None] | None = None, strength: float = 1.0
-    ) -> Tensor:
+    def project(self, elq: Tensor, *, prompts: Sequence[Prompt | None] | None = None, strength: float = 1.0) -> Tensor:
         """The LQ pictures that the restorer would be given, clamped to [0, 1]; ``elq`` itself without projector or strength.
 
         Args:
@@ -170,7 +168,7 @@ class WrappedRestorer:
             images: a path, a PIL image, a numpy array (H, W[, C]), a tensor (3, H, W) or (N, 3, H, W), or a list of these.
             scale: enlargement; None: the restorer's own.
             prompt: what the picture shows, or one a picture.
-            seed: of everything random; each picture has a stream of its own, so that its result is the same alone and in a list.
+            seed: of everything random; each picture has a stream of its own, so that it comes out the same alone and in a list.
             lfo: rounds of Look Forward Once; None: as wrapped.
             strength: 0 is the restorer alone, bit for bit; 1 the full projection.
             tile: side of the tiles in input pixels; "auto": tiles where the restorer would need more than 1 GiB; None: never.
@@ -242,7 +240,7 @@ class WrappedRestorer:
         self, elq: Tensor, prompts: Sequence[Prompt | None] | None, rounds: LookForwardOnce, *, strength: float
     ) -> tuple[Tensor, list[Prompt | None], tuple[LookForwardRound, ...]]:
         """Projection and prompts of the last round; the trace of the first picture."""
-        given = [None] * len(elq) if prompts is None else list(prompts)
+        given: list[Prompt | None] = [None] * len(elq) if prompts is None else list(prompts)
         if self.projector is None or strength == 0:
             return elq, given, ()
         result = rounds.run(
@@ -278,7 +276,7 @@ class WrappedRestorer:
         if native is None:  # any scale: pad, restore at it, cut
             factor = 1.0 if scale is None else scale
             restored = restore(padded, scale=scale, prompts=prompts, noise=noise)
-            height, width = output_size(*lq.shape[-2:], factor)
+            height, width = output_size(lq.shape[-2], lq.shape[-1], factor)
             return restored[..., :height, :width]
         if tile is None:
             restored = restore(padded, prompts=prompts, noise=noise)
@@ -291,7 +289,7 @@ class WrappedRestorer:
 
             restored = tiled(one_tile, lq, tile=tile, halo=spec.tile_halo, scale=native)
         restored = restored[..., : lq.shape[-2] * native, : lq.shape[-1] * native]
-        return restored if scale is None else resize(restored, output_size(*lq.shape[-2:], scale))
+        return restored if scale is None else resize(restored, output_size(lq.shape[-2], lq.shape[-1], scale))
 
     def _tile(self, tile: int | str | None, height: int, width: int) -> int | None:
         spec = self.restorer.spec
@@ -323,8 +321,8 @@ class WrappedRestorer:
         new_height, new_width = output_size(height, width, max(factor, float(self.restorer.spec.scale or 1)))
         if new_height * new_width > cap:
             raise InputError(
-                f"the output would be {new_width}x{new_height} = {new_width * new_height / 1e6:.0f} megapixels, above the cap of "
-                f"{cap / 1e6:.0f}. Choose a smaller scale, or raise max_output_pixels."
+                f"the output would be {new_width}x{new_height} = {new_width * new_height / 1e6:.0f} megapixels, "
+                f"above the cap of {cap / 1e6:.0f}. Choose a smaller scale, or raise max_output_pixels."
             )
         return float(factor)
 
@@ -394,8 +392,6 @@ def _finished(restored: Tensor, estimate: Tensor) -> Tensor:
         InputError: the restorer gave values that are not finite.
     """
     if not bool(torch.isfinite(restored.sum(dtype=torch.float64))):
-        raise InputError(
-            "the restorer gave values that are not finite. Run it in another dtype: wrap(..., dtype='float32')."
-        )
+        raise InputError("the restorer gave values that are not finite. Run it in another dtype: wrap(..., dtype='float32').")
     shares = restored.data_ptr() == estimate.data_ptr()
     return restored.clamp(0, 1).float().cpu() if shares else restored.clamp_(0, 1).float().cpu()

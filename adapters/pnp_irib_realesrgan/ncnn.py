@@ -1,8 +1,8 @@
 """Reading the weights of ncnn model files (``.param`` text, ``.bin`` data).
 
-Layout, from ncnn's public file format: the text names one layer a line after a magic number and the counts; the data file holds,
-in the order of the layers, for a Convolution a four-byte tag (0x01306B47: float16 values, padded to four bytes; 0: float32), its
-weights (outputs, inputs, height, width) and float32 biases, and for a PReLU its float32 slopes.
+Layout, from ncnn's public file format: the text names one layer a line after a magic number and the counts. The data
+file holds, in the order of the layers: for a Convolution a four-byte tag (0x01306B47: float16 values, padded to four
+bytes; 0: float32), its weights (outputs, inputs, height, width) and float32 biases; for a PReLU its float32 slopes.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def read_ncnn(param: Path, data: Path) -> list[dict[str, Tensor]]:
             (tag,) = struct.unpack_from("<I", content, position) if position + 4 <= len(content) else (None,)
             position += 4
             if tag not in (TAG_FLOAT16, TAG_FLOAT32):
-                raise WeightsError(f"{data}: layer {fields[1]} is stored with the tag {tag}; float16 and float32 are understood.")
+                raise WeightsError(
+                    f"{data}: layer {fields[1]} is stored with the tag {tag}; float16 and float32 are understood."
+                )
             weight = take(count, "<f2" if tag == TAG_FLOAT16 else "<f4").reshape(outputs, -1, kernel, kernel)
             layers.append({"weight": weight, "bias": take(outputs, "<f4")})
         elif fields[0] == "PReLU":

@@ -1,7 +1,7 @@
 """The two networks of the Real-ESRGAN family.
 
-RRDBNet: residual-in-residual dense blocks (Wang et al., ESRGAN, arXiv 1809.00219; trained for blind restoration in Real-ESRGAN,
-arXiv 2107.10833). SRVGGNetCompact: a plain stack of 3x3 convolutions from the Real-ESRGAN authors.
+RRDBNet: residual-in-residual dense blocks (Wang et al., ESRGAN, arXiv 1809.00219; trained for blind restoration in
+Real-ESRGAN, arXiv 2107.10833). SRVGGNetCompact: a plain stack of 3x3 convolutions from the Real-ESRGAN authors.
 Parameter names are those of the published files, so that these load strictly.
 """
 

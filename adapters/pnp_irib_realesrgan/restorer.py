@@ -14,7 +14,7 @@ from pnp_irib.images.resize import resize
 from pnp_irib.images.tensors import output_size
 from pnp_irib.prompts import Prompt
 from pnp_irib.restorer import NoiseSource
-from pnp_irib.runtime import choose_dtype
+from pnp_irib.runtime import choose_dtype, store_channels_last
 from pnp_irib.spec import RestorerSpec
 from pnp_irib.weights import cached_conversion, find_place, load_checkpoint, load_strictly, resolve_file
 from pnp_irib_realesrgan.ncnn import read_ncnn
@@ -43,8 +43,8 @@ class RealESRGAN:
         dtype: str | torch.dtype = "auto",
     ) -> None:
         self.spec = spec
-        # channels_last: the convolution kernels read the pictures as they lie, without reordering around each layer
-        self.network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.network = network.eval().requires_grad_(False)
+        store_channels_last(self.network)
         self.dtype = torch.float32
         self.to(device, dtype)
 
@@ -59,7 +59,8 @@ class RealESRGAN:
     @property
     def device(self) -> torch.device:
         """Where the network is."""
-        return next(self.network.parameters()).device
+        device: torch.device = next(self.network.parameters()).device
+        return device
 
     def restore(
         self,
@@ -107,8 +108,12 @@ def _load(
     """Find the weights, build the network around them.
 
     Args:
-        weights: ``.pth``, ``.safetensors`` or ncnn ``.bin`` (its ``.param`` beside it), as a path or ``hf-hub:owner/repo/file``;
-            None: the installed data package.
+        spec: which one.
+        build: makes the empty network that the tensors fit.
+        weights: ``.pth``, ``.safetensors`` or ncnn ``.bin`` (its ``.param`` beside it), as a path or
+            ``hf-hub:owner/repo/file``; None: the installed data package.
+        device: where it runs.
+        dtype: see `RealESRGAN`.
 
     Raises:
         MissingExtraError: no weights given and the data package is not installed.

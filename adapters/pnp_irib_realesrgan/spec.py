@@ -12,7 +12,9 @@ _RELEASES = "https://github.com/xinntao/Real-ESRGAN/releases/download"
 _BSD = Licence(name="BSD-3-Clause", commercial=True)
 
 
-def _spec(name: str, title: str, stem: str, release: str, size: int, sha256: str, bytes_per_pixel: int, halo: int) -> RestorerSpec:
+def _spec(
+    name: str, title: str, stem: str, release: str, size: int, sha256: str, bytes_per_pixel: int, halo: int
+) -> RestorerSpec:
     return RestorerSpec(
         name=name,
         title=title,

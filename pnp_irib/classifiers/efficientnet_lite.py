@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pnp_irib.errors import ConfigError, InputError, MissingExtraError, WeightsError, did_you_mean
-from pnp_irib.runtime import require
+from pnp_irib.runtime import require, store_channels_last
 
 __all__ = ["VARIANTS", "EfficientNetLite", "LiteVariant", "class_names"]
 
@@ -123,7 +123,7 @@ class EfficientNetLite(nn.Module):
         self.classifier = nn.Linear(_HEAD_CHANNELS, _CLASSES)
         self.feature_channels = tuple(_scaled_channels(_STAGES[i].channels, self.variant.width) for i in _FEATURE_STAGES)
         self.eval().requires_grad_(False)
-        _store_channels_last(self)
+        store_channels_last(self)
 
     @classmethod
     def from_package(cls, name: str = "lite0") -> Self:
@@ -159,7 +159,7 @@ class EfficientNetLite(nn.Module):
                 net.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, strict=True, assign=True)
             except RuntimeError as error:
                 raise WeightsError(f"{path.name} does not fit efficientnet-{variant.name}: {error}") from error
-            _store_channels_last(net)
+            store_channels_last(net)
             return net
 
     def forward(self, rgb: Tensor) -> Tensor:
@@ -285,13 +285,6 @@ class _InvertedResidual(nn.Module):
         wide = hidden if self.expand is None else F.relu6(self.expand(hidden), inplace=True)
         out: Tensor = self.project(F.relu6(self.depthwise(wide), inplace=True))
         return out + hidden if self.residual else out
-
-
-def _store_channels_last(net: nn.Module) -> None:
-    # A tenth faster than contiguous, forward and backward, on one CPU thread.
-    for parameter in net.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def _check(rgb: Tensor) -> None:

@@ -44,7 +44,8 @@ def plan(inputs: Sequence[Path], output: Path, format: str | None) -> list[Task]
     if not pairs:
         raise ConfigError(f"no pictures under {', '.join(map(str, inputs))}.")
     sources = {source.resolve() for source, _ in pairs}
-    tasks, taken = [], dict[Path, Path]()
+    tasks: list[Task] = []
+    taken: dict[Path, Path] = {}
     for source, target in pairs:
         problem = None
         if target.resolve() in sources:

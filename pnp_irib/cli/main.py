@@ -54,7 +54,7 @@ def fail(message: str, code: int) -> None:
 def debug() -> None:
     """Let the traceback through when a developer asks for it."""
     if os.environ.get("PNP_IRIB_DEBUG"):
-        raise  # noqa: PLE0704
+        raise
 
 
 def version(show: bool) -> None:
@@ -74,9 +74,7 @@ def common(
 
 
 Restorer = Annotated[str, typer.Option("--restorer", "-r", help="Name of the restorer; see `pnp-irib models`.")]
-ProjectorName = Annotated[
-    str, typer.Option("--projector", "-p", help="auto, none, hf-hub:OWNER/REPO or local-dir:PATH.")
-]
+ProjectorName = Annotated[str, typer.Option("--projector", "-p", help="auto, none, hf-hub:OWNER/REPO or local-dir:PATH.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16; of the restorer.")]
 
@@ -197,5 +195,3 @@ def megapixels(value: float | None, name: str) -> int | None:
     if not 0 < value < 1e6:
         raise typer.BadParameter(f"{value}: expected megapixels above 0.", param_hint=name)
     return int(value * 1e6)
-
-

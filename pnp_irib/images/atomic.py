@@ -32,7 +32,7 @@ def atomic_file(target: Path) -> Iterator[BinaryIO]:
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
-        os.replace(temporary, target)
+        Path(temporary).replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

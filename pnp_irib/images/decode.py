@@ -99,7 +99,9 @@ def _raw_mode(image: Image.Image) -> str | None:
     if image.format not in ("PNG", "TIFF") or not tiles:
         return None
     args = tiles[0].args
-    return args if isinstance(args, str) else args[0] if isinstance(args, tuple) and args and isinstance(args[0], str) else None
+    return (
+        args if isinstance(args, str) else args[0] if isinstance(args, tuple) and args and isinstance(args[0], str) else None
+    )
 
 
 def _reread(content: io.BytesIO, format: str | None, raw: str) -> Array:
@@ -136,7 +138,9 @@ def _from_float(image: Image.Image) -> Array:
     values = np.asarray(image).astype(np.float32)
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 1):
-        raise ImageFileError(f"the float picture ranges from {low:.4g} to {high:.4g}, expected 0 to 1. Convert it to 8 or 16 bit.")
+        raise ImageFileError(
+            f"the float picture ranges from {low:.4g} to {high:.4g}, expected 0 to 1. Convert it to 8 or 16 bit."
+        )
     return values[..., None]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 import warnings
 from collections.abc import Iterator
@@ -122,7 +121,9 @@ def picture_from_array(array: np.ndarray[Any, Any]) -> Picture:
         values = pixels.astype(np.float32)
         low, high = float(values.min()), float(values.max())
         if not (low >= 0 and high <= 1):
-            raise InputError(f"the float array must lie in [0, 1]; its range is [{low:.4g}, {high:.4g}]. From 8 bit use array / 255.")
+            raise InputError(
+                f"the float array must lie in [0, 1]; its range is [{low:.4g}, {high:.4g}]. From 8 bit use array / 255."
+            )
     else:
         raise InputError(f"the array is of {pixels.dtype}; expected uint8, uint16, bool or float in [0, 1].")
     return _picture_of(values, depth)
@@ -225,7 +226,9 @@ def write_picture(
     height, width = rgb.shape[-2:]
     largest = _LARGEST_SIDE.get(chosen)
     if largest is not None and max(height, width) > largest:
-        raise ImageFileError(f"{path}: {chosen} holds at most {largest} pixels a side, the picture is {width}x{height}. Use .png.")
+        raise ImageFileError(
+            f"{path}: {chosen} holds at most {largest} pixels a side, the picture is {width}x{height}. Use .png."
+        )
     if like is not None and like.source is not None and _same_file(path, like.source):
         raise ImageFileError(f"{path} is the input itself, which is never written over. Choose another name.")
     notes: list[str] = []
@@ -301,7 +304,7 @@ def _check_regular(path: Path) -> None:
 def _same_file(target: Path, source: Path) -> bool:
     """Whether both names lead to one file, through links too."""
     try:
-        return target.exists() and os.path.samefile(target, source)
+        return target.exists() and target.samefile(source)
     except OSError:
         return target.resolve() == source.resolve()
 
@@ -322,7 +325,9 @@ def _quiet() -> Iterator[list[str]]:
         warnings.simplefilter("always")
         # Ours is checked from the header; the warning and the error of Pillow would come at another size.
         yield said
-    said += [" ".join(str(w.message).split())[:200] for w in caught if not issubclass(w.category, Image.DecompressionBombWarning)]
+    said += [
+        " ".join(str(w.message).split())[:200] for w in caught if not issubclass(w.category, Image.DecompressionBombWarning)
+    ]
 
 
 @contextmanager

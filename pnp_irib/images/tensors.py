@@ -26,7 +26,9 @@ def check_picture(picture: Tensor, *, name: str = "picture") -> Tensor:
     if 0 in picture.shape:
         raise InputError(f"{name} is empty: its shape is {tuple(picture.shape)}.")
     if not picture.is_floating_point():
-        raise InputError(f"{name} must be floating point in [0, 1], got {picture.dtype}. From 8 bit use picture.float() / 255.")
+        raise InputError(
+            f"{name} must be floating point in [0, 1], got {picture.dtype}. From 8 bit use picture.float() / 255."
+        )
     low, high = (float(v) for v in torch.aminmax(picture.detach()))
     # Written so that NaN fails too.
     if not (low >= 0 and high <= 1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 from torch import Tensor
@@ -24,12 +25,13 @@ class Tile(NamedTuple):
 
 def plan_tiles(height: int, width: int, *, tile: int, halo: int) -> Iterator[Tile]:
     """Cut height x width into cores of at most ``tile`` pixels a side, nearly equal in size, each read with up to ``halo`` pixels
-    of surroundings."""
+    of surroundings.
+    """
 
     def spans(length: int) -> list[tuple[int, int]]:
         n = math.ceil(length / tile)
         edges = [round(i * length / n) for i in range(n + 1)]
-        return list(zip(edges, edges[1:], strict=False))
+        return list(pairwise(edges))
 
     for top, bottom in spans(height):
         for left, right in spans(width):
@@ -42,8 +44,8 @@ def plan_tiles(height: int, width: int, *, tile: int, halo: int) -> Iterator[Til
 def tiled(run: Callable[[Tensor], Tensor], picture: Tensor, *, tile: int, halo: int, scale: int) -> Tensor:
     """Run ``run`` tile by tile and put the cores together.
 
-    Each core is cut out of a result that saw ``halo`` more pixels on every inner side, so that the seams differ from the untiled
-    result only by what lies farther away than ``halo``.
+    Each core is cut out of a result that saw ``halo`` more pixels on every inner side, so that the seams differ from the
+    untiled result only by what lies farther away than ``halo``.
 
     Args:
         run: maps (N, 3, h, w) to (N, C, scale*h, scale*w).
@@ -66,18 +68,17 @@ def tiled(run: Callable[[Tensor], Tensor], picture: Tensor, *, tile: int, halo: 
             result = part.new_empty((*part.shape[:2], height * scale, width * scale))
         core_top, core_bottom, core_left, core_right = t.core
         result[..., core_top * scale : core_bottom * scale, core_left * scale : core_right * scale] = part[
-            ..., (core_top - top) * scale : (core_bottom - top) * scale, (core_left - left) * scale : (core_right - left) * scale
+            ...,
+            (core_top - top) * scale : (core_bottom - top) * scale,
+            (core_left - left) * scale : (core_right - left) * scale,
         ]
     assert result is not None
     return result
 
 
-def tile_for_budget(
-    height: int, width: int, *, bytes_per_pixel: int, budget: int, halo: int
-) -> int | None:
+def tile_for_budget(height: int, width: int, *, bytes_per_pixel: int, budget: int, halo: int) -> int | None:
     """Side of the largest square tile core whose working memory stays within ``budget`` bytes; None: no tiling needed."""
     if height * width * bytes_per_pixel <= budget:
         return None
     side = math.isqrt(max(1, budget // bytes_per_pixel)) - 2 * halo
     return max(MIN_TILE, side)
-

@@ -59,9 +59,7 @@ class Objective:
         c = self.config
         terms: Terms = {}
         if c.lq:
-            terms["lq"] = c.lq * lq_reconstruction(
-                estimate, reference, lambda_blur=c.lambda_blur, tau=c.tau, norm=c.norm
-            )
+            terms["lq"] = c.lq * lq_reconstruction(estimate, reference, lambda_blur=c.lambda_blur, tau=c.tau, norm=c.norm)
         return terms
 
     def enlarged_terms(self, enlarged: Tensor, reference: Tensor) -> Terms:

@@ -23,7 +23,16 @@ from pnp_irib.profile import DegradationProfile
 from pnp_irib.prompts import Prompt
 from pnp_irib.weights import load_strictly, write_atomically
 
-__all__ = ["CONFIG_NAME", "FORMAT", "WEIGHTS_NAME", "Architecture", "Projector", "Provenance", "SourceFile", "explain_validation"]
+__all__ = [
+    "CONFIG_NAME",
+    "FORMAT",
+    "WEIGHTS_NAME",
+    "Architecture",
+    "Projector",
+    "Provenance",
+    "SourceFile",
+    "explain_validation",
+]
 
 FORMAT = 1
 CONFIG_NAME = "config.json"
@@ -79,9 +88,7 @@ class Projector(nn.Module, ABC):
     def forward(self, elq: Tensor, prompts: Sequence[Prompt | None] | None = None) -> Tensor:
         """The projection itself; see `project`."""
 
-    def project(
-        self, elq: Tensor, *, prompts: Sequence[Prompt | None] | None = None, strength: float = 1.0
-    ) -> Tensor:
+    def project(self, elq: Tensor, *, prompts: Sequence[Prompt | None] | None = None, strength: float = 1.0) -> Tensor:
         """Map ELQ pictures onto LQ pictures, under the caller's grad mode.
 
         Args:
@@ -158,7 +165,7 @@ class Projector(nn.Module, ABC):
             provenance = Provenance.model_validate(config["provenance"])
         except ValidationError as error:
             raise WeightsError(f"{folder / CONFIG_NAME} is not valid: {explain_validation(error)}") from error
-        projector: Self = chosen(architecture)  # type: ignore[call-arg, assignment]
+        projector: Self = chosen(architecture)  # type: ignore[call-arg]
         _load_weights(projector, folder, config["weights"])
         projector.provenance = provenance
         return projector.eval()

@@ -12,6 +12,7 @@ import re
 import unicodedata
 import zlib
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -43,6 +44,7 @@ class PixelProjector(Projector):
     """ELQ to LQ on the LQ grid, any size, identity at initialisation."""
 
     config_class = PixelArchitecture
+    architecture: PixelArchitecture
 
     def __init__(self, architecture: PixelArchitecture | None = None) -> None:
         super().__init__()
@@ -57,10 +59,10 @@ class PixelProjector(Projector):
         self.encoder = nn.ModuleList(
             Level(width, blocks, condition) for width, blocks in zip(widths[:-1], architecture.encoder_blocks, strict=True)
         )
-        self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths, widths[1:], strict=False))
+        self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths))
         self.middle = Level(widths[-1], architecture.middle_blocks, condition)
         upwards = widths[::-1]
-        self.up = nn.ModuleList(nn.Conv2d(a, 4 * b, 1) for a, b in zip(upwards, upwards[1:], strict=False))
+        self.up = nn.ModuleList(nn.Conv2d(a, 4 * b, 1) for a, b in pairwise(upwards))
         self.decoder = nn.ModuleList(
             Level(width, blocks, condition) for width, blocks in zip(upwards[1:], architecture.decoder_blocks, strict=True)
         )
@@ -195,7 +197,8 @@ class GatedBlock(nn.Module):
         a, b = self.depthwise(self.spatial_in(modulated(x, scale, shift))).chunk(2, 1)
         x = x + self.spatial_scale * self.spatial_out(a * b)
         a, b = self.channel_in(modulated(x, scale, shift)).chunk(2, 1)
-        return x + self.channel_scale * self.channel_out(a * b)
+        mixed: Tensor = x + self.channel_scale * self.channel_out(a * b)
+        return mixed
 
 
 def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

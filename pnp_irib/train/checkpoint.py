@@ -51,7 +51,9 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise WeightsError(f"{checkpoint} holds no {STATE_NAME}: it is a projector, not a checkpoint to resume from.") from None
+        raise WeightsError(
+            f"{checkpoint} holds no {STATE_NAME}: it is a projector, not a checkpoint to resume from."
+        ) from None
     except Exception as error:
         raise WeightsError(f"{path} is damaged; delete {checkpoint} to resume from the one before.") from error
     return state

@@ -94,7 +94,9 @@ class TrainConfig(_Section):
     through: RestorerConfig | None = Field(default=None, description="restorer of the HQ terms; None: `restorer` itself")
     objective: ObjectiveConfig = ObjectiveConfig()
     hq_pictures: int | None = Field(default=None, gt=0, description="pictures of a batch that go through the restorer")
-    hq_crop: int | None = Field(default=None, gt=0, description="side of the LQ crop that goes through the restorer; None: all")
+    hq_crop: int | None = Field(
+        default=None, gt=0, description="side of the LQ crop that goes through the restorer; None: all"
+    )
     steps: int = Field(gt=0)
     batch: int = Field(default=8, gt=0)
     lr: float = Field(default=3e-4, gt=0)

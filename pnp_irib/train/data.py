@@ -57,7 +57,7 @@ class Batch:
         elq: (N, 3, H, W), the degraded pictures.
         reference: (N, 3, H, W), what the projection is compared with.
         gate: (N,) label of the severity gate, NaN where there is none.
-        severe: indices of the pictures whose target is the reference (those worth sending through the restorer), first ones first.
+        severe: indices of the pictures whose target is the reference: those worth sending through the restorer.
     """
 
     hq: Tensor

@@ -24,7 +24,7 @@ from pnp_irib.projectors.pixel import PixelProjector
 from pnp_irib.prompts import Prompt, PromptExtractor, load_extractor
 from pnp_irib.registry import find_spec, load_restorer
 from pnp_irib.restorer import Restorer
-from pnp_irib.runtime import require
+from pnp_irib.runtime import require, store_channels_last
 from pnp_irib.train.checkpoint import latest_checkpoint, load_state, save_checkpoint
 from pnp_irib.train.config import TrainConfig
 from pnp_irib.train.data import SCALE, Batch, Pictures, make_batch
@@ -110,11 +110,12 @@ class _Session:
             start = PixelProjector.from_pretrained(config.init) if config.init else PixelProjector(config.projector)
             self.average = PixelProjector(start.architecture).requires_grad_(False)
         start.train()
+        store_channels_last(start)
         self.average.load_state_dict(start.state_dict())
         optimizer = torch.optim.AdamW(
             start.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
         )
-        self.model, self.optimizer = accelerator.prepare(start.to(memory_format=torch.channels_last), optimizer)
+        self.model, self.optimizer = accelerator.prepare(start, optimizer)
         self.average.to(accelerator.device)
         features = EfficientNetLite.from_package("lite0").to(accelerator.device) if config.objective.uses_features else None
         self.objective = Objective(config.objective, features)

@@ -3,8 +3,8 @@
     python recipes/realesrgan-x4plus/distill.py --projector local-dir:runs/lq/projector --data DIR --out student.safetensors
 
 The student is an SRVGGNetCompact that starts from realesr-animevideov3 and costs about a twentieth of x4plus. It learns the
-restorer's answers to what the restorer will be given: projections of degraded pictures, pictures of its own training range, and
-area-reduced ones. The restorer's answers are computed once; the student then passes over them many times.
+restorer's answers to what the restorer will be given: projections of degraded pictures, pictures of its own training
+range, and area-reduced ones. The restorer's answers are computed once; the student then passes over them many times.
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with torch.no_grad():
-        given, answers = collect(Pictures(args.data, smallest=SIDE * SCALE), args.pairs, args.projector, args.restorer, args.seed)
+        given, answers = collect(
+            Pictures(args.data, smallest=SIDE * SCALE), args.pairs, args.projector, args.restorer, args.seed
+        )
     held = max(20, args.pairs // 20)
     torch.manual_seed(args.seed)
     student = load_restorer("realesr-animevideov3", dtype="float32").network.train().requires_grad_(True)
