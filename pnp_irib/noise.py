@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["SeededNoise"]
+__all__ = ["SeededNoise", "picture_seed"]
+
+
+def picture_seed(seed: int, name: str) -> int:
+    """A picture's own seed: from the run's seed and its file name, so that neither order nor neighbours matter."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big")
 
 
 class SeededNoise:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from pathlib import Path
 
@@ -10,9 +9,10 @@ from pnp_irib.cli.files import Task, plan
 from pnp_irib.degrade import apply, draw
 from pnp_irib.errors import PnPIribError
 from pnp_irib.images.io import read_picture, write_picture
+from pnp_irib.noise import picture_seed
 from pnp_irib.profile import DegradationProfile, preset
 
-__all__ = ["run", "seed_of"]
+__all__ = ["run"]
 
 
 def run(
@@ -35,18 +35,13 @@ def run(
     return 1 if failures else 0
 
 
-def seed_of(seed: int, name: str) -> int:
-    """A picture's own seed: from the run's seed and its file name, so that neither order nor neighbours matter."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big")
-
-
 def _one(task: Task, profile: DegradationProfile, seed: int, scale: int, *, overwrite: bool, verbose: bool) -> str:
     if task.problem is not None:
         return f"{task.source}: failed: {task.problem}"
     if task.target.exists() and not overwrite:
         return f"{task.source}: skipped: {task.target} exists; --overwrite replaces it"
     hq = read_picture(task.source).rgb
-    drawn = draw(profile, hq.shape[-2:], seed_of(seed, task.source.name), scale=scale)
+    drawn = draw(profile, hq.shape[-2:], picture_seed(seed, task.source.name), scale=scale)
     task.target.parent.mkdir(parents=True, exist_ok=True)
     write_picture(apply(hq, [drawn]), task.target)
     return f"{task.source} -> {task.target}" + (f"\n{drawn}" if verbose else "")

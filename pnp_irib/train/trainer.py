@@ -24,12 +24,12 @@ from pnp_irib.projectors.pixel import PixelProjector
 from pnp_irib.prompts import Prompt, PromptExtractor, load_extractor
 from pnp_irib.registry import find_spec, load_restorer
 from pnp_irib.restorer import Restorer
+from pnp_irib.revision import source_revision
 from pnp_irib.runtime import require, store_channels_last
 from pnp_irib.train.checkpoint import latest_checkpoint, load_state, save_checkpoint
 from pnp_irib.train.config import TrainConfig
 from pnp_irib.train.data import SCALE, Batch, Pictures, make_batch
 from pnp_irib.train.progress import Progress
-from pnp_irib.train.revision import source_revision
 
 __all__ = ["train"]
 
