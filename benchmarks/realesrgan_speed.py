@@ -38,6 +38,7 @@ class StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
         module = types.ModuleType(spec.name)
+        module.__path__ = []
         module.__getattr__ = lambda name: type(name, (torch.nn.Module,), {})  # type: ignore[method-assign]
         return module
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pnp_irib.prompts import Prompt
     from pnp_irib.spec import RestorerSpec
 
-__all__ = ["NoiseSource", "Restorer"]
+__all__ = ["NoiseSource", "Restorer", "TilingRestorer"]
 
 
 @runtime_checkable
@@ -56,4 +56,22 @@ class Restorer(Protocol):
 
     def to(self, device: Any = None, dtype: Any = None) -> Self:
         """Move the restorer in place."""
+        ...
+
+
+@runtime_checkable
+class TilingRestorer(Protocol):
+    """A capability: a restorer that bounds its memory by itself, better than by cutting its input into tiles."""
+
+    def restore_tiled(self, lq: Tensor, *, tile: int, dtype: torch.dtype) -> Tensor:
+        """Restore at the native scale with the working memory of a picture of ``tile`` x ``tile`` pixels.
+
+        Args:
+            lq: (N, 3, H, W), RGB, [0, 1].
+            tile: side of a square; as much area is worked on at a time.
+            dtype: of the result, which may be huge.
+
+        Returns:
+            (N, 3, scale * H, scale * W), as `Restorer.restore` gives it, to within rounding.
+        """
         ...

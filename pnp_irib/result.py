@@ -45,7 +45,7 @@ class Restoration:
     Attributes:
         picture: the input, with what its file carried.
         lq: (1, 3, H, W) in [0, 1], what the restorer was given.
-        restored: (1, 3, h, w) in [0, 1].
+        restored: (1, 3, h, w) in [0, 1]; float32, above 32 megapixels float16.
         alpha: (1, 1, h, w) in [0, 1], or None.
         prompt: the one of the last projection.
         trace: every round of Look Forward Once, round 0 first; empty without a projector.

@@ -21,7 +21,7 @@ from pnp_irib.noise import SeededNoise
 from pnp_irib.projectors import Projector
 from pnp_irib.prompts import Prompt, PromptExtractor, load_extractor
 from pnp_irib.registry import load_restorer
-from pnp_irib.restorer import NoiseSource, Restorer
+from pnp_irib.restorer import NoiseSource, Restorer, TilingRestorer
 from pnp_irib.result import Restoration, Restorations, Used
 from pnp_irib.runtime import Stopwatch
 from pnp_irib.spec import RestorerSpec
@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["WrappedRestorer", "wrap"]
 
-MAX_OUTPUT_PIXELS = 100_000_000
-TILE_BUDGET = 2**30  # working memory of the restorer above which "auto" tiles, bytes
+MAX_OUTPUT_PIXELS = 72_000_000  # 8192 x 8192 and a little
+HALF_ABOVE = 32_000_000  # outputs with more pixels are kept in float16: its steps are far below 1/255
+TILE_BUDGET = 2**29  # working memory of the restorer above which "auto" tiles, bytes
 
 
 def wrap(
@@ -171,9 +172,9 @@ class WrappedRestorer:
             seed: of everything random; each picture has a stream of its own, so that it comes out the same alone and in a list.
             lfo: rounds of Look Forward Once; None: as wrapped.
             strength: 0 is the restorer alone, bit for bit; 1 the full projection.
-            tile: side of the tiles in input pixels; "auto": tiles where the restorer would need more than 1 GiB; None: never.
+            tile: side of the tiles in input pixels; "auto": tiles where the restorer would need more than 512 MiB; None: never.
             max_pixels: largest input; None: the default cap of `read_picture`.
-            max_output_pixels: largest output; None: 100 megapixels.
+            max_output_pixels: largest output; None: 72 megapixels.
 
         Returns:
             A `Restoration` for one picture, `Restorations` (a list) for several.
@@ -281,30 +282,45 @@ class WrappedRestorer:
         if tile is None:
             restored = restore(padded, prompts=prompts, noise=noise)
         else:
-
-            def one_tile(part: Tensor) -> Tensor:
-                grown = pad_to(part, multiple_of=spec.multiple_of, min_size=spec.min_size)
-                out = restore(grown, prompts=prompts, noise=noise)
-                return out[..., : part.shape[-2] * native, : part.shape[-1] * native]
-
-            restored = tiled(one_tile, lq, tile=tile, halo=spec.tile_halo, scale=native)
+            restored = self._restore_tiled(lq, native, tile, prompts, noise)
         restored = restored[..., : lq.shape[-2] * native, : lq.shape[-1] * native]
         return restored if scale is None else resize(restored, output_size(lq.shape[-2], lq.shape[-1], scale))
+
+    def _restore_tiled(
+        self,
+        lq: Tensor,
+        native: int,
+        tile: int,
+        prompts: Sequence[Prompt | None] | None,
+        noise: NoiseSource | None,
+    ) -> Tensor:
+        spec = self.restorer.spec
+        dtype = torch.float16 if lq.shape[-2] * lq.shape[-1] * native**2 > HALF_ABOVE else lq.dtype
+        if isinstance(self.restorer, TilingRestorer):
+            grown = pad_to(lq, multiple_of=spec.multiple_of, min_size=spec.min_size)
+            return self.restorer.restore_tiled(grown, tile=tile, dtype=dtype)
+
+        def one(part: Tensor) -> Tensor:
+            grown = pad_to(part, multiple_of=spec.multiple_of, min_size=spec.min_size)
+            out = self.restorer.restore(grown, prompts=prompts, noise=noise)
+            return out[..., : part.shape[-2] * native, : part.shape[-1] * native]
+
+        return tiled(one, lq, tile=tile, halo=spec.tile_halo, scale=native, dtype=dtype)
 
     def _tile(self, tile: int | str | None, height: int, width: int) -> int | None:
         spec = self.restorer.spec
         if tile is None or tile == 0:
             return None
+        own = isinstance(self.restorer, TilingRestorer)
         if tile == "auto":
-            if spec.tiling != "supported" or spec.bytes_per_pixel is None or spec.scale is None:
+            if spec.bytes_per_pixel is None or spec.scale is None or not (own or spec.tiling == "supported"):
                 return None
-            return tile_for_budget(
-                height, width, bytes_per_pixel=spec.bytes_per_pixel, budget=TILE_BUDGET, halo=spec.tile_halo
-            )
+            halo = 0 if own else spec.tile_halo
+            return tile_for_budget(height, width, bytes_per_pixel=spec.bytes_per_pixel, budget=TILE_BUDGET, halo=halo)
         if not isinstance(tile, int) or isinstance(tile, bool) or tile < 16:
             raise InputError(f"tile={tile!r}: expected 'auto', None, or a side of at least 16 pixels.")
-        if spec.tiling == "internal" or spec.scale is None:
-            raise InputError(f"{spec.name} tiles by itself; leave tile='auto'.")
+        if spec.scale is None or (spec.tiling == "internal" and not own):
+            raise InputError(f"{spec.name} cannot be tiled from outside; leave tile='auto'.")
         return tile if max(height, width) > tile else None
 
     def _check_options(
@@ -391,7 +407,9 @@ def _finished(restored: Tensor, estimate: Tensor) -> Tensor:
     Raises:
         InputError: the restorer gave values that are not finite.
     """
-    if not bool(torch.isfinite(restored.sum(dtype=torch.float64))):
+    low, high = torch.aminmax(restored)
+    if not bool(torch.isfinite(low) & torch.isfinite(high)):
         raise InputError("the restorer gave values that are not finite. Run it in another dtype: wrap(..., dtype='float32').")
     shares = restored.data_ptr() == estimate.data_ptr()
-    return restored.clamp(0, 1).float().cpu() if shares else restored.clamp_(0, 1).float().cpu()
+    clamped = restored.clamp(0, 1) if shares else restored.clamp_(0, 1)
+    return (clamped if clamped.dtype == torch.float16 else clamped.float()).cpu()

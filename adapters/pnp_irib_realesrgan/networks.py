@@ -14,6 +14,9 @@ from torch import Tensor, nn
 __all__ = ["RRDBNet", "SRVGGNetCompact"]
 
 SLOPE = 0.2
+TAIL_PIXELS = 2**13  # LQ pixels that are enlarged at a time where no gradient is recorded
+RRDB_REACH = 15  # rows that the 15 convolutions of a block reach
+TAIL_HALO = 2  # LQ pixels that the layers behind the trunk reach: 1 at twofold, 3 at fourfold size
 
 
 def conv3x3(inputs: int, outputs: int) -> nn.Conv2d:
@@ -78,10 +81,59 @@ class RRDBNet(nn.Module):
         """(N, 3, H, W) in [0, 1] to (N, 3, 4H, 4W)."""
         first = self.conv_first(lq)
         x = first + self.conv_body(self.body(first))
+        if torch.is_grad_enabled():
+            return self._enlarge(x)
+        return self._enlarge_in_strips(x, x.dtype)
+
+    def forward_in_strips(self, lq: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+        """The same in little memory: every block passes over strips of ``rows`` rows, with the context that it reaches.
+
+        The trunk as a whole reaches over 300 pixels, and where it makes up texture it carries small changes that far, so that
+        ordinary tiles show seams. Cut block by block, the result does not depend on ``rows``. One feature map, (N, features,
+        H, W), is kept, and changed in place. For inference only; the result is of ``dtype``.
+        """
+        x = self.conv_first(lq)
+        for block in self.body:
+            _in_strips(block, x, rows, halo=RRDB_REACH)
+        _in_strips(self.conv_body, x, rows, halo=1)
+        for top in range(0, x.shape[2], rows):  # made again rather than kept
+            bottom = min(x.shape[2], top + rows)
+            start = max(0, top - 1)
+            x[:, :, top:bottom] += self.conv_first(lq[:, :, start : bottom + 1])[:, :, top - start : bottom - start]
+        return self._enlarge_in_strips(x, dtype)
+
+    def _enlarge_in_strips(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """`_enlarge` in strips: enlarged features need many times the memory of all that comes before."""
+        height, width = x.shape[-2:]
+        rows = max(2 * TAIL_HALO, TAIL_PIXELS // width)
+        if height <= rows:
+            return self._enlarge(x).to(dtype)
+        restored = x.new_empty((x.shape[0], 3, 4 * height, 4 * width), dtype=dtype)
+        for top in range(0, height, rows):
+            bottom = min(height, top + rows)
+            start = max(0, top - TAIL_HALO)
+            strip = self._enlarge(x[:, :, start : bottom + TAIL_HALO])
+            restored[:, :, 4 * top : 4 * bottom] = strip[:, :, 4 * (top - start) : 4 * (bottom - start)]
+        return restored
+
+    def _enlarge(self, x: Tensor) -> Tensor:
+        """Features on the LQ grid, (N, features, H, W), to the picture, (N, 3, 4H, 4W)."""
         for conv in (self.conv_up1, self.conv_up2):
             x = activate(conv(F.interpolate(x, scale_factor=2.0, mode="nearest")))
         restored: Tensor = self.conv_last(activate(self.conv_hr(x)))
         return restored
+
+
+def _in_strips(layer: nn.Module, x: Tensor, rows: int, *, halo: int) -> None:
+    """Put ``layer(x)`` in the place of ``x``, (N, C, H, W), strip by strip; ``halo`` is what the layer reaches, rows."""
+    height = x.shape[2]
+    above = x[:, :, :0]
+    for top in range(0, height, rows):
+        bottom = min(height, top + rows)
+        context = torch.cat((above, x[:, :, top : bottom + halo]), 2)
+        skipped = above.shape[2]
+        above = x[:, :, max(0, bottom - halo) : bottom].clone()
+        x[:, :, top:bottom] = layer(context)[:, :, skipped : skipped + bottom - top]
 
 
 class SRVGGNetCompact(nn.Module):

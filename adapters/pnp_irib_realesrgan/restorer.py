@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pnp_irib.errors import MissingExtraError, WeightsError
 from pnp_irib.images.resize import resize
 from pnp_irib.images.tensors import output_size
+from pnp_irib.images.tiling import tiled
 from pnp_irib.prompts import Prompt
 from pnp_irib.restorer import NoiseSource
 from pnp_irib.runtime import choose_dtype, store_channels_last
@@ -22,6 +23,9 @@ from pnp_irib_realesrgan.networks import RRDBNet, SRVGGNetCompact
 from pnp_irib_realesrgan.spec import ANIME, ANIME_VIDEO, X4PLUS
 
 __all__ = ["RealESRGAN", "load_realesr_animevideov3", "load_realesrgan_x4plus", "load_realesrgan_x4plus_anime"]
+
+
+MIN_ROWS = 16  # of a strip: below it, the context costs more than the strip
 
 
 class RealESRGAN:
@@ -75,11 +79,22 @@ class RealESRGAN:
         Returns:
             (N, 3, round(H * scale), round(W * scale)), of the dtype of ``lq``.
         """
-        given = lq.to(device=self.device, dtype=self.dtype, memory_format=torch.channels_last)
-        restored: Tensor = self.network(given)
+        restored: Tensor = self.network(self._given(lq))
         if scale is not None:
             restored = resize(restored, output_size(lq.shape[-2], lq.shape[-1], scale))
         return restored.to(lq.dtype)
+
+    @torch.no_grad()
+    def restore_tiled(self, lq: Tensor, *, tile: int, dtype: torch.dtype) -> Tensor:
+        """See `pnp_irib.restorer.TilingRestorer`: at the native scale, equal to `restore` but for rounding, without seams."""
+        given = self._given(lq)
+        if isinstance(self.network, RRDBNet):
+            rows = max(MIN_ROWS, tile * tile // lq.shape[-1])
+            return self.network.forward_in_strips(given, rows, dtype)
+        return tiled(self.network, given, tile=tile, halo=self.spec.tile_halo, scale=4, dtype=dtype)
+
+    def _given(self, lq: Tensor) -> Tensor:
+        return lq.to(device=self.device, dtype=self.dtype, memory_format=torch.channels_last)
 
 
 def load_realesrgan_x4plus(**options: Any) -> RealESRGAN:

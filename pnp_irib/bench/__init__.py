@@ -1,17 +1,17 @@
 """Measuring a restorer alone and wrapped."""
 
 from pnp_irib.bench.metrics import METRICS, Judge, Metric, ms_ssim, psnr
-from pnp_irib.bench.report import Report
+from pnp_irib.bench.report import BenchReport
 from pnp_irib.bench.runner import BenchConfig, run_bench
 from pnp_irib.bench.statistics import Interval, paired_bootstrap
 
 __all__ = [
     "METRICS",
     "BenchConfig",
+    "BenchReport",
     "Interval",
     "Judge",
     "Metric",
-    "Report",
     "ms_ssim",
     "paired_bootstrap",
     "psnr",

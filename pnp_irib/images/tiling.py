@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from pnp_irib.errors import InputError
@@ -23,15 +24,21 @@ class Tile(NamedTuple):
     read: tuple[int, int, int, int]
 
 
-def plan_tiles(height: int, width: int, *, tile: int, halo: int) -> Iterator[Tile]:
-    """Cut height x width into cores of at most ``tile`` pixels a side, nearly equal in size, each read with up to ``halo`` pixels
-    of surroundings.
+def plan_tiles(height: int, width: int, *, tile: int, halo: int, multiple_of: int = 1) -> Iterator[Tile]:
+    """Cut a picture into nearly equal cores, each read with up to ``halo`` more pixels around.
+
+    Args:
+        height: of the picture, pixels.
+        width: of the picture, pixels.
+        tile: largest side of the cores; with ``multiple_of`` up to that much more.
+        halo: surroundings that are read where there are any.
+        multiple_of: cores begin at multiples of this.
     """
 
     def spans(length: int) -> list[tuple[int, int]]:
-        n = math.ceil(length / tile)
-        edges = [round(i * length / n) for i in range(n + 1)]
-        return list(pairwise(edges))
+        count = math.ceil(length / tile)
+        edges = [i * length // count // multiple_of * multiple_of for i in range(count)]
+        return list(pairwise([*edges, length]))
 
     for top, bottom in spans(height):
         for left, right in spans(width):
@@ -41,7 +48,16 @@ def plan_tiles(height: int, width: int, *, tile: int, halo: int) -> Iterator[Til
             )
 
 
-def tiled(run: Callable[[Tensor], Tensor], picture: Tensor, *, tile: int, halo: int, scale: int) -> Tensor:
+def tiled(
+    run: Callable[[Tensor], Tensor],
+    picture: Tensor,
+    *,
+    tile: int,
+    halo: int,
+    scale: int = 1,
+    multiple_of: int = 1,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     """Run ``run`` tile by tile and put the cores together.
 
     Each core is cut out of a result that saw ``halo`` more pixels on every inner side, so that the seams differ from the
@@ -53,6 +69,8 @@ def tiled(run: Callable[[Tensor], Tensor], picture: Tensor, *, tile: int, halo: 
         tile: side of the cores, input pixels.
         halo: surroundings that a tile reads, input pixels.
         scale: enlargement of ``run``.
+        multiple_of: tiles are read from multiples of this on, if ``halo`` is one too.
+        dtype: of the result; None: that of ``run``.
 
     Raises:
         InputError: ``tile`` is not positive or ``halo`` negative.
@@ -61,11 +79,11 @@ def tiled(run: Callable[[Tensor], Tensor], picture: Tensor, *, tile: int, halo: 
         raise InputError(f"tile={tile}, halo={halo}: tile must be at least 1 pixel, halo at least 0.")
     height, width = picture.shape[-2:]
     result: Tensor | None = None
-    for t in plan_tiles(height, width, tile=tile, halo=halo):
+    for t in plan_tiles(height, width, tile=tile, halo=halo, multiple_of=multiple_of):
         top, bottom, left, right = t.read
         part = run(picture[..., top:bottom, left:right])
         if result is None:
-            result = part.new_empty((*part.shape[:2], height * scale, width * scale))
+            result = part.new_empty((*part.shape[:2], height * scale, width * scale), dtype=dtype or part.dtype)
         core_top, core_bottom, core_left, core_right = t.core
         result[..., core_top * scale : core_bottom * scale, core_left * scale : core_right * scale] = part[
             ...,

@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pnp_irib.images.padding import pad_to
+from pnp_irib.images.tiling import tiled
 from pnp_irib.projectors.base import Architecture, Projector
 from pnp_irib.prompts import Prompt
 
@@ -79,11 +80,19 @@ class PixelProjector(Projector):
 
     def project_with_severity(self, elq: Tensor, prompts: Sequence[Prompt | None] | None = None) -> tuple[Tensor, Tensor]:
         """The projected picture, and the logit of the severity (N,) that opens the gate; for training."""
-        height, width = elq.shape[-2:]
         degradation = self.degradation(elq)
         severity = self.gate(degradation)[:, 0]
         condition = self.fuse(torch.cat((degradation, self.prompt(prompts, elq.shape[0])), 1))
-        x = pad_to(elq, multiple_of=PATCH * 2 ** len(self.down), min_size=1)
+        if torch.is_grad_enabled() or elq.shape[-1] * elq.shape[-2] <= (TILE + 2 * HALO) ** 2:
+            residual = self._residual(elq, condition)
+        else:  # degradation and prompt were taken from the whole picture; all else is local
+            residual = tiled(lambda part: self._residual(part, condition), elq, tile=TILE, halo=HALO, multiple_of=HALO)
+        return elq + (gate_of(severity)[:, None, None, None] * residual).to(elq.dtype), severity
+
+    def _residual(self, elq: Tensor, condition: Tensor) -> Tensor:
+        """The U-Net: (N, 3, H, W) and (N, condition) to (N, 3, H, W)."""
+        height, width = elq.shape[-2:]
+        x = pad_to(elq, multiple_of=PATCH * 2 ** len(self.down))
         x = self.stem(F.pixel_unshuffle(x, PATCH).contiguous(memory_format=torch.channels_last))
         skips = []
         for level, down in zip(self.encoder, self.down, strict=True):
@@ -93,11 +102,14 @@ class PixelProjector(Projector):
         x = self.middle(x, condition)
         for up, level, skip in zip(self.up, self.decoder, reversed(skips), strict=True):
             x = level(F.pixel_shuffle(up(x), 2) + skip, condition)
-        residual = F.pixel_shuffle(self.head(x), PATCH)[..., :height, :width]
-        return elq + (gate_of(severity)[:, None, None, None] * residual).to(elq.dtype), severity
+        return F.pixel_shuffle(self.head(x), PATCH)[..., :height, :width]
 
 
+TILE = 512  # side of the tiles that large pictures are projected in, LQ pixels
+HALO = 128  # context of a tile, LQ pixels: beyond the reach of the U-Net of three levels, about 110
 PATCH = 2  # side of the patches that the U-Net works on, LQ pixels
+STRIP_PIXELS = 2**20  # LQ pixels whose degradation is looked at at a time
+STRIP_HALO = 16  # rows around a strip, beyond the reach of the layers, a multiple of their stride of 4
 DETAIL_GAIN = 8.0  # ours: brings the detail of photographs to about the size of the picture itself
 
 
@@ -126,12 +138,31 @@ class DegradationEncoder(nn.Module):
 
     def forward(self, picture: Tensor) -> Tensor:
         """(N, 3, H, W) to (N, width)."""
-        detail = picture - F.avg_pool2d(F.pad(picture, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-        features = self.layers(torch.cat((picture - 0.5, DETAIL_GAIN * detail), 1)).flatten(2).float()
-        mean = features.mean(2)
-        spread = (features - mean[..., None]).square().mean(2)
+        height, width = picture.shape[-2:]
+        rows = height if torch.is_grad_enabled() else max(STRIP_HALO, STRIP_PIXELS // width // 4 * 4)
+        # Large pictures in strips: their moments add up, so that memory stays small.
+        total = picture.new_zeros((picture.shape[0], 64), dtype=torch.float64)
+        square, count = total.clone(), 0
+        for top in range(0, height, rows):
+            start = max(0, top - STRIP_HALO)
+            end = min(height, top + rows)
+            strip = self._features(picture[:, :, start : min(height, end + STRIP_HALO)])
+            strip = strip[:, :, (top - start) // 4 : -(-(end - start) // 4)].flatten(2).float()
+            if rows >= height:
+                mean = strip.mean(2)
+                spread = (strip - mean[..., None]).square().mean(2)
+                break
+            total, square, count = total + strip.sum(2), square + strip.double().square().sum(2), count + strip.shape[2]
+        else:
+            mean = (total / count).float()
+            spread = (square / count - (total / count).square()).clamp(min=0).float()
         vector: Tensor = self.out(torch.cat((mean, torch.log(spread + 1e-4)), 1))
         return vector
+
+    def _features(self, picture: Tensor) -> Tensor:
+        detail = picture - F.avg_pool2d(F.pad(picture, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+        features: Tensor = self.layers(torch.cat((picture - 0.5, DETAIL_GAIN * detail), 1))
+        return features
 
 
 class PromptEncoder(nn.Module):
