@@ -122,6 +122,7 @@ class ForeignRestorer:
         except Exception as error:  # a foreign model may raise anything
             raise WrapError(
                 f"{self._facts['title']} could not be tried out: {type(error).__name__}: {error}. "
-                f"It must map (N, 3, H, W) in [0, 1] to (N, 3, s*H, s*W). Wrap a small function around it that does, and state wrap(..., scale=, multiple_of=)."
+                f"It must map (N, 3, H, W) in [0, 1] to (N, 3, s*H, s*W). "
+                f"Wrap a small function around it that does, and state wrap(..., scale=, multiple_of=)."
             ) from error
         return int(factor)

@@ -169,10 +169,10 @@ class WrappedRestorer:
             images: a path, a PIL image, a numpy array (H, W[, C]), a tensor (3, H, W) or (N, 3, H, W), or a list of these.
             scale: enlargement; None: the restorer's own.
             prompt: what the picture shows, or one a picture.
-            seed: of everything random; each picture has a stream of its own, so that it comes out the same alone and in a list.
+            seed: of everything random; each picture has a stream of its own, and comes out the same alone and in a list.
             lfo: rounds of Look Forward Once; None: as wrapped.
             strength: 0 is the restorer alone, bit for bit; 1 the full projection.
-            tile: side of the tiles in input pixels; "auto": tiles where the restorer would need more than 512 MiB; None: never.
+            tile: side of the tiles in input pixels; "auto": tiles where more than 512 MiB would be needed; None: never.
             max_pixels: largest input; None: the default cap of `read_picture`.
             max_output_pixels: largest output; None: 72 megapixels.
 

@@ -101,7 +101,9 @@ def read_picture(source: str | Path | Image.Image, *, max_pixels: int = MAX_PIXE
 
 
 def picture_from_array(array: np.ndarray[Any, Any]) -> Picture:
-    """A picture from an array (H, W) or (H, W, C), C = 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA; 8 or 16 bit, bool or [0, 1] float.
+    """A picture from an array (H, W) or (H, W, C): C = 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA.
+
+    Values are 8 or 16 bit, bool, or floats in [0, 1].
 
     Raises:
         InputError: another shape, type or range.
