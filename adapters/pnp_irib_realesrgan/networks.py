@@ -132,8 +132,9 @@ def _in_strips(layer: nn.Module, x: Tensor, rows: int, *, halo: int) -> None:
         bottom = min(height, top + rows)
         context = torch.cat((above, x[:, :, top : bottom + halo]), 2)
         skipped = above.shape[2]
-        above = x[:, :, max(0, bottom - halo) : bottom].clone()
-        x[:, :, top:bottom] = layer(context)[:, :, skipped : skipped + bottom - top]
+        end = skipped + bottom - top
+        above = context[:, :, max(0, end - halo) : end].clone()
+        x[:, :, top:bottom] = layer(context)[:, :, skipped:end]
 
 
 class SRVGGNetCompact(nn.Module):

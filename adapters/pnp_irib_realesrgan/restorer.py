@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -99,12 +100,12 @@ class RealESRGAN:
 
 def load_realesrgan_x4plus(**options: Any) -> RealESRGAN:
     """Real-ESRGAN x4plus: 23 blocks, photographs. Options: ``weights``, ``device``, ``dtype``."""
-    return _load(X4PLUS, lambda tensors: _rrdbnet(tensors, blocks=23), **options)
+    return _load(X4PLUS, lambda tensors, source: _rrdbnet(tensors, source, blocks=23), **options)
 
 
 def load_realesrgan_x4plus_anime(**options: Any) -> RealESRGAN:
     """Real-ESRGAN x4plus-anime: six blocks, drawings. Options: ``weights``, ``device``, ``dtype``."""
-    return _load(ANIME, lambda tensors: _rrdbnet(tensors, blocks=6), **options)
+    return _load(ANIME, lambda tensors, source: _rrdbnet(tensors, source, blocks=6), **options)
 
 
 def load_realesr_animevideov3(**options: Any) -> RealESRGAN:
@@ -114,7 +115,7 @@ def load_realesr_animevideov3(**options: Any) -> RealESRGAN:
 
 def _load(
     spec: RestorerSpec,
-    build: Callable[[Mapping[str, Tensor]], nn.Module],
+    build: Callable[[Mapping[str, Tensor], Path], nn.Module],
     *,
     weights: str | Path | None = None,
     device: str | torch.device = "cpu",
@@ -148,7 +149,7 @@ def _load(
         tensors: Mapping[str, Tensor] = cached_conversion(path, spec.name, lambda: _from_ncnn(path, spec))
     else:
         tensors = load_checkpoint(path)
-    network = build(tensors)
+    network = build(tensors, path)
     load_strictly(network, tensors, source=str(path))
     return RealESRGAN(spec, network, device=device, dtype=dtype)
 
@@ -163,15 +164,15 @@ def _from_ncnn(path: Path, spec: RestorerSpec) -> dict[str, Tensor]:
     return {f"{name}.{key}": value for name, layer in zip(names, layers, strict=True) for key, value in layer.items()}
 
 
-def _rrdbnet(tensors: Mapping[str, Tensor], *, blocks: int) -> RRDBNet:
+def _rrdbnet(tensors: Mapping[str, Tensor], source: Path, *, blocks: int) -> RRDBNet:
     found = len({key.split(".")[1] for key in tensors if key.startswith("body.")})
     if found != blocks:
-        raise WeightsError(f"the file holds {found} RRDB blocks, expected {blocks}. Is it the file of another variant?")
+        raise WeightsError(f"{source} holds {found} RRDB blocks, expected {blocks}. Is it the file of another variant?")
     return RRDBNet(blocks=blocks)
 
 
-def _srvgg(tensors: Mapping[str, Tensor]) -> SRVGGNetCompact:
-    indices = [int(key.split(".")[1]) for key in tensors if key.startswith("body.") and key.count(".") == 2]
-    if not indices:
-        raise WeightsError("the file holds no layer 'body.N'; expected a compact Real-ESRGAN network.")
-    return SRVGGNetCompact(convolutions=(max(indices) - 2) // 2)
+def _srvgg(tensors: Mapping[str, Tensor], source: Path) -> SRVGGNetCompact:
+    layers = [int(match[1]) for key in tensors if (match := re.fullmatch(r"body\.(\d+)\.weight", key))]
+    if not layers:
+        raise WeightsError(f"{source} holds no layer 'body.N'; expected a compact Real-ESRGAN network.")
+    return SRVGGNetCompact(convolutions=max(0, max(layers) - 2) // 2)

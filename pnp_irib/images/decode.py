@@ -52,7 +52,8 @@ def decode(image: Image.Image) -> Decoded:
         image = _to_srgb(image, profile) if mode in ("CMYK", "LAB") else image.convert("RGB")
         profile = None
     elif mode in ("P", "PA"):
-        image = image.convert("RGBA" if transparent or mode == "PA" or "A" in image.palette.mode else "RGB")
+        colours = image.palette.mode if image.palette is not None else "RGB"
+        image = image.convert("RGBA" if transparent or mode == "PA" or "A" in colours else "RGB")
         notes.append("palette converted")
     elif mode in ("1", "L", "LA", "La"):
         image = image.convert("LA" if transparent or mode in ("LA", "La") else "L")
@@ -75,7 +76,7 @@ def _decode_16(image: Image.Image) -> Array | None:
     raw = _raw_mode(image)
     if raw not in ("RGB;16B", "RGB;16L", "RGBA;16B", "RGBA;16L", "LA;16B"):
         return None
-    file = image.fp
+    file = getattr(image, "fp", None)
     if file is None:
         return None
     content = io.BytesIO(_all_bytes(file))
@@ -99,18 +100,14 @@ def _raw_mode(image: Image.Image) -> str | None:
     if image.format not in ("PNG", "TIFF") or not tiles:
         return None
     args = tiles[0].args
-    return (
-        args if isinstance(args, str) else args[0] if isinstance(args, tuple) and args and isinstance(args[0], str) else None
-    )
+    raw = args[0] if isinstance(args, tuple) and args else args
+    return raw if isinstance(raw, str) else None
 
 
 def _reread(content: io.BytesIO, format: str | None, raw: str) -> Array:
     content.seek(0)
     image = Image.open(content, formats=[format or ""])
-    image.tile = [
-        tile._replace(args=raw if isinstance(tile.args, str) else (raw, *tile.args[1:]))  # type: ignore[union-attr]
-        for tile in image.tile  # type: ignore[attr-defined]
-    ]
+    image.tile = [tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw) for tile in image.tile]
     image.load()
     return np.asarray(image)
 

@@ -211,7 +211,7 @@ def write_picture(
         path: its ending decides the format, unless ``format`` does.
         alpha: (1, 1, H, W), or None.
         like: the input that it was made from: its depth, profile and metadata are kept; its file is never written over.
-        format: name of the format, see `WRITABLE`.
+        format: an ending of `WRITABLE`, with or without the dot.
         quality: of JPEG and WebP.
 
     Returns:
@@ -221,10 +221,10 @@ def write_picture(
         ImageFileError: the format is unknown, the picture too large for it, the path is the input's, or writing failed.
     """
     path = Path(path)
-    chosen = format.upper() if format else WRITABLE.get(path.suffix.lower())
-    if chosen not in WRITABLE.values():
-        ending = f"the ending {path.suffix!r}" if not format else f"the format {format!r}"
-        raise ImageFileError(f"{path}: {ending} cannot be written. Writable: {', '.join(WRITABLE)}.")
+    ending = f".{format.lower().lstrip('.')}" if format else path.suffix.lower()
+    chosen = WRITABLE.get(ending)
+    if chosen is None:
+        raise ImageFileError(f"{path}: {ending!r} cannot be written. Writable: {', '.join(WRITABLE)}.")
     height, width = rgb.shape[-2:]
     largest = _LARGEST_SIDE.get(chosen)
     if largest is not None and max(height, width) > largest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -122,7 +123,7 @@ class TrainConfig(_Section):
 
 
 def load_config(path: str | Path) -> TrainConfig:
-    """Read a training configuration; relative paths in it are relative to the file.
+    """Read a training configuration; paths in it are relative to the file and may hold environment variables, ``$NAME``.
 
     Raises:
         ConfigError: it cannot be read, or says something unknown or impossible.
@@ -140,7 +141,14 @@ def load_config(path: str | Path) -> TrainConfig:
         config = TrainConfig.model_validate(content)
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain_validation(error)}") from error
-    here = path.parent
-    data = config.data.model_copy(update={"folder": (here / config.data.folder).resolve()})
-    init = (here / config.init).resolve() if config.init else None
+    data = config.data.model_copy(update={"folder": _resolved(config.data.folder, path)})
+    init = _resolved(config.init, path) if config.init else None
     return config.model_copy(update={"data": data, "init": init})
+
+
+def _resolved(named: Path, config: Path) -> Path:
+    """A path of the configuration: environment variables put in, relative to the file."""
+    text = os.path.expandvars(named)
+    if "$" in text:
+        raise ConfigError(f"{config}: {named} names an environment variable that is not set.")
+    return (config.parent / text).resolve()
