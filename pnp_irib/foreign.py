@@ -37,7 +37,7 @@ class ForeignRestorer:
         lq_profile: what it was trained on, if known.
 
     Raises:
-        WrapError: it cannot be called with a picture, or its output is no enlarged picture.
+        WrapError: a size is impossible, it cannot be called with a picture, or its output is no enlarged picture.
     """
 
     def __init__(
@@ -49,6 +49,9 @@ class ForeignRestorer:
         min_size: int = 1,
         lq_profile: Any = None,
     ) -> None:
+        for option, value in (("scale", scale), ("multiple_of", multiple_of), ("min_size", min_size)):
+            if value is not None and (type(value) is not int or value < 1):
+                raise WrapError(f"{option}={value!r}: expected a whole number from 1.")
         self.model = model
         name = getattr(model, "__name__", type(model).__name__)
         unknown = Licence(name="of its owner", commercial=None)
@@ -83,7 +86,11 @@ class ForeignRestorer:
         Raises:
             InputError: the output is not (N, 3, scale*H, scale*W).
         """
-        restored = self._call(lq, seed=getattr(noise, "seeds", (0,))[0])
+        seeds = getattr(noise, "seeds", (0,))
+        if len(seeds) > 1:  # one stream a picture
+            restored = torch.cat([self._call(one, seed=seed) for one, seed in zip(lq.split(1), seeds, strict=True)])
+        else:
+            restored = self._call(lq, seed=seeds[0])
         native = self.spec.scale
         assert native is not None
         expected = (lq.shape[0], 3, lq.shape[-2] * native, lq.shape[-1] * native)
@@ -100,6 +107,7 @@ class ForeignRestorer:
         module = self.model if isinstance(self.model, nn.Module) else None
         parameter = next(module.parameters(), None) if module is not None else None
         given = lq if parameter is None else lq.to(device=parameter.device, dtype=parameter.dtype)
+        given = given.clone()  # it may work in place
         # Whatever the model draws comes from the seed and leaves the caller's generators alone.
         devices = [given.device] if given.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), frozen(module) if module is not None else contextlib.nullcontext():

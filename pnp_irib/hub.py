@@ -35,7 +35,7 @@ def parse_name(text: str) -> Name:
     prefix, colon, rest = text.partition(":")
     if colon and prefix == "local-dir" and rest:
         return Name("local-dir", rest)
-    hub = r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?"
+    hub = r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?"
     if colon and prefix == "hf-hub" and (match := re.fullmatch(hub, rest)):
         return Name("hf-hub", match["repo"], match["revision"])
     if re.fullmatch(r"[a-z0-9][a-z0-9._+-]*", text):

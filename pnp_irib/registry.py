@@ -57,7 +57,7 @@ def _distribution(entry: EntryPoint) -> str:
 def _resolve(entry: EntryPoint) -> RestorerSpec:
     try:
         spec = entry.load()
-    except Exception as error:  # whatever a foreign package raises at import must not take the others down
+    except (Exception, SystemExit) as error:  # whatever a foreign package raises at import must not take the others down
         raise BrokenPluginError(
             f"restorer {entry.name!r} of {_distribution(entry)} cannot be loaded from {entry.value}: "
             f"{type(error).__name__}: {error}. Update or uninstall {_distribution(entry)}."

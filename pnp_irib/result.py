@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from pnp_irib.prompts import Prompt
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Restoration", "Restorations", "Used", "comparison"]
+__all__ = ["Restoration", "Restorations", "Used", "comparison", "row"]
 
 GAP = 8  # white space between the pictures of a comparison, pixels
 
@@ -95,14 +96,14 @@ class Restoration:
         u = self.used
         lines = [
             f"Restoration {width}x{height} -> {new_width}x{new_height}",
-            f"  restorer   {u.restorer} ({u.dtype} on {u.device}" + (f", tiles of {u.tile}" if u.tile else "") + ")",
-            f"  projector  {u.projector}" + (f", strength {u.strength:g}" if u.strength != 1 else ""),
-            f"  prompt     {str(self.prompt) if self.prompt is not None and self.prompt.text else 'none'}",
+            row("restorer", f"{u.restorer} ({u.dtype} on {u.device}" + (f", tiles of {u.tile})" if u.tile else ")")),
+            row("projector", u.projector + (f", strength {u.strength:g}" if u.strength != 1 else "")),
+            row("prompt", textwrap.shorten(self.prompt.text, 200) if self.prompt is not None and self.prompt.text else "none"),
         ]
         for r in self.trace[1:]:
             lines.append(f"  look forward {r.index}: change {255 * (r.change or 0):.2f}/255")
-        lines.append("  time       " + ", ".join(f"{name} {s:.2f} s" for name, s in self.seconds.items()))
-        lines += [f"  note       {note}" for note in self.picture.notes]
+        lines.append(row("time", ", ".join(f"{name} {s:.2f} s" for name, s in self.seconds.items())))
+        lines += [row("note", note) for note in self.picture.notes]
         return "\n".join(lines)
 
     def _repr_png_(self) -> bytes:
@@ -122,6 +123,11 @@ class Restorations(list[Restoration]):
 
     def __repr__(self) -> str:
         return "\n".join(repr(r) for r in self)
+
+
+def row(label: str, text: str) -> str:
+    """A labelled line of a `repr`, folded at 80 columns."""
+    return textwrap.fill(text, 80, initial_indent=f"  {label:<10} ", subsequent_indent=" " * 13)
 
 
 def comparison(pictures: list[Tensor]) -> Tensor:

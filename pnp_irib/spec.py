@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from importlib import import_module
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pnp_irib.errors import ConfigError
 from pnp_irib.profile import DegradationProfile
 
 __all__ = ["Licence", "RestorerSpec", "WeightsFile"]
@@ -64,8 +66,18 @@ class RestorerSpec(_Frozen):
     extra: str | None = Field(default=None, description="extra of pnp-irib that brings what the restorer needs")
 
     def load(self, **options: Any) -> Any:
-        """Build the restorer through its factory; ``options`` are the factory's own."""
+        """Build the restorer through its factory; ``options`` are the factory's own.
+
+        Raises:
+            ConfigError: the factory has no such option.
+        """
         if self.factory is None:
             raise TypeError(f"{self.name} states no factory; only registered restorers have one")
         module, _, function = self.factory.partition(":")
-        return getattr(import_module(module), function)(**options)
+        factory = getattr(import_module(module), function)
+        accepted = inspect.signature(factory)
+        try:
+            accepted.bind(**options)
+        except TypeError as error:
+            raise ConfigError(f"{self.name}: {error}. Its options: {', '.join(accepted.parameters)}.") from None
+        return factory(**options)

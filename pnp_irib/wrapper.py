@@ -22,7 +22,7 @@ from pnp_irib.projectors import Projector
 from pnp_irib.prompts import Prompt, PromptExtractor, load_extractor
 from pnp_irib.registry import load_restorer
 from pnp_irib.restorer import NoiseSource, Restorer, TilingRestorer
-from pnp_irib.result import Restoration, Restorations, Used
+from pnp_irib.result import Restoration, Restorations, Used, row
 from pnp_irib.runtime import Stopwatch
 from pnp_irib.spec import RestorerSpec
 
@@ -183,17 +183,13 @@ class WrappedRestorer:
             InputError: a picture or an option is not acceptable.
             ImageFileError: a file cannot be read.
         """
-        if single_source(images):
-            prompts = [prompt if prompt is None or isinstance(prompt, str | Prompt) else _only(prompt)]
-            return self._one(images, prompts[0], scale, seed, lfo, strength, tile, max_pixels, max_output_pixels)
-        sources = list(images)
-        many = [prompt] * len(sources) if prompt is None or isinstance(prompt, str | Prompt) else list(prompt)
-        if len(many) != len(sources):
-            raise InputError(f"{len(many)} prompts for {len(sources)} pictures; give one for all, or one each.")
-        return Restorations(
+        single = single_source(images)
+        sources = [images] if single else list(images)
+        restorations = Restorations(
             self._one(source, p, scale, seed, lfo, strength, tile, max_pixels, max_output_pixels)
-            for source, p in zip(sources, many, strict=True)
+            for source, p in zip(sources, _one_each(prompt, len(sources)), strict=True)
         )
+        return restorations[0] if single else restorations
 
     @torch.inference_mode()
     def _one(
@@ -208,19 +204,20 @@ class WrappedRestorer:
         max_pixels: int | None,
         max_output_pixels: int | None,
     ) -> Restoration:
+        self.check_options(scale=scale, strength=strength, seed=seed, tile=tile)
         watch = Stopwatch()
         with watch.stage("read"):
             picture: Picture = read_source(source, max_pixels=max_pixels)
         elq = check_picture(picture.rgb).to(self._device())
         height, width = elq.shape[-2:]
-        factor = self._check_options(scale, strength, seed, height, width, max_output_pixels)
+        factor = self._factor(scale, height, width, max_output_pixels)
         rounds = self.look_forward if lfo is None else LookForwardOnce(lfo)
         side = self._tile(tile, height, width)
         with watch.stage("project"):
             estimate, prompts, trace = self._look(elq, [Prompt.parse(prompt)], rounds, strength=strength)
         with watch.stage("restore"):
             restored = self._restore(estimate, scale=scale, prompts=prompts, noise=SeededNoise([seed]), tile=side)
-            restored = _finished(restored, estimate)
+            restored = _finished(restored, ours=side is not None)
         alpha = None
         if picture.alpha is not None:
             alpha = resize(picture.alpha, (restored.shape[-2], restored.shape[-1])).clamp(0, 1)
@@ -307,40 +304,49 @@ class WrappedRestorer:
 
         return tiled(one, lq, tile=tile, halo=spec.tile_halo, scale=native, dtype=dtype)
 
-    def _tile(self, tile: int | str | None, height: int, width: int) -> int | None:
-        spec = self.restorer.spec
-        if tile is None or tile == 0:
-            return None
-        own = isinstance(self.restorer, TilingRestorer)
-        if tile == "auto":
-            if spec.bytes_per_pixel is None or spec.scale is None or not (own or spec.tiling == "supported"):
-                return None
-            halo = 0 if own else spec.tile_halo
-            return tile_for_budget(height, width, bytes_per_pixel=spec.bytes_per_pixel, budget=TILE_BUDGET, halo=halo)
-        if not isinstance(tile, int) or isinstance(tile, bool) or tile < 16:
-            raise InputError(f"tile={tile!r}: expected 'auto', None, or a side of at least 16 pixels.")
-        if spec.scale is None or (spec.tiling == "internal" and not own):
-            raise InputError(f"{spec.name} cannot be tiled from outside; leave tile='auto'.")
-        return tile if max(height, width) > tile else None
+    def check_options(self, *, scale: float | None, strength: float, seed: int, tile: int | str | None) -> None:
+        """Check what can be checked before there is a picture; the options are those of a call.
 
-    def _check_options(
-        self, scale: float | None, strength: float, seed: int, height: int, width: int, max_output_pixels: int | None
-    ) -> float:
-        factor = scale if scale is not None else float(self.restorer.spec.scale or 1)
-        if not (isinstance(factor, int | float) and 0 < factor <= 64):
+        Raises:
+            InputError: one of them is not acceptable.
+        """
+        spec = self.restorer.spec
+        if scale is not None and (isinstance(scale, bool) or not (isinstance(scale, int | float) and 0 < scale <= 64)):
             raise InputError(f"scale={scale!r}: expected a number above 0, at most 64.")
         if not (isinstance(strength, int | float) and 0 <= strength <= 1):
             raise InputError(f"strength={strength!r} is outside [0, 1]; 0 is the restorer alone, 1 the full projection.")
         if not isinstance(seed, int) or not 0 <= seed < 2**63:
             raise InputError(f"seed={seed!r}: expected a whole number from 0 to 2**63 - 1.")
+        if tile is None or tile == "auto":
+            return
+        if not isinstance(tile, int) or isinstance(tile, bool) or tile < 16:
+            raise InputError(f"tile={tile!r}: expected 'auto', None, or a side of at least 16 pixels.")
+        if spec.scale is None or (spec.tiling == "internal" and not isinstance(self.restorer, TilingRestorer)):
+            raise InputError(f"{spec.name} cannot be tiled from outside; leave tile='auto'.")
+
+    def _tile(self, tile: int | str | None, height: int, width: int) -> int | None:
+        """Side of the tiles; None: the picture in one piece."""
+        if isinstance(tile, int):
+            return tile if max(height, width) > tile else None
+        spec = self.restorer.spec
+        own = isinstance(self.restorer, TilingRestorer)
+        if tile is None or spec.bytes_per_pixel is None or spec.scale is None or not (own or spec.tiling == "supported"):
+            return None
+        halo = 0 if own else spec.tile_halo
+        return tile_for_budget(height, width, bytes_per_pixel=spec.bytes_per_pixel, budget=TILE_BUDGET, halo=halo)
+
+    def _factor(self, scale: float | None, height: int, width: int, max_output_pixels: int | None) -> float:
+        """The enlargement, if its result stays below the cap."""
+        native = float(self.restorer.spec.scale or 1)
+        factor = float(scale) if scale is not None else native
         cap = max_output_pixels if max_output_pixels is not None else MAX_OUTPUT_PIXELS
-        new_height, new_width = output_size(height, width, max(factor, float(self.restorer.spec.scale or 1)))
+        new_height, new_width = output_size(height, width, max(factor, native))
         if new_height * new_width > cap:
             raise InputError(
                 f"the output would be {new_width}x{new_height} = {new_width * new_height / 1e6:.0f} megapixels, "
                 f"above the cap of {cap / 1e6:.0f}. Choose a smaller scale, or raise max_output_pixels."
             )
-        return float(factor)
+        return factor
 
     def _device(self) -> torch.device:
         device = getattr(self.restorer, "device", None)
@@ -362,9 +368,9 @@ class WrappedRestorer:
         scale = f"x{spec.scale}" if spec.scale else "any scale"
         lines = [
             f"WrappedRestorer({spec.name}, {scale})",
-            f"  restorer   {spec.title}; weights {spec.weights_licence}",
-            f"  projector  {self.describe_projector()}",
-            f"  lfo        {self.look_forward.rounds}",
+            row("restorer", f"{spec.title}; weights {spec.weights_licence}"),
+            row("projector", self.describe_projector()),
+            row("lfo", str(self.look_forward.rounds)),
         ]
         return "\n".join(lines)
 
@@ -395,14 +401,19 @@ def _refuse(options: dict[str, Any], why: str) -> None:
         raise ConfigError(f"the options {', '.join(options)} {why}.")
 
 
-def _only(prompts: Sequence[str | Prompt | None]) -> str | Prompt | None:
-    if len(prompts) != 1:
-        raise InputError(f"{len(prompts)} prompts for one picture; give one.")
-    return prompts[0]
+def _one_each(prompt: str | Prompt | Sequence[str | Prompt | None] | None, count: int) -> list[str | Prompt | None]:
+    """One prompt a picture."""
+    if prompt is None or isinstance(prompt, str | Prompt):
+        return [prompt] * count
+    if not isinstance(prompt, Sequence):
+        raise InputError(f"prompt={prompt!r:.60}: expected a string, a Prompt, a list of these, or None.")
+    if len(prompt) != count:
+        raise InputError(f"{len(prompt)} prompts for {count} pictures; give one for all, or one each.")
+    return list(prompt)
 
 
-def _finished(restored: Tensor, estimate: Tensor) -> Tensor:
-    """On the CPU, in [0, 1]. In place where the tensor is not the restorer's own input handed back: outputs can be huge.
+def _finished(restored: Tensor, *, ours: bool) -> Tensor:
+    """On the CPU, in [0, 1]. Only tensors put together from tiles, which can be huge, are changed in place.
 
     Raises:
         InputError: the restorer gave values that are not finite.
@@ -410,6 +421,5 @@ def _finished(restored: Tensor, estimate: Tensor) -> Tensor:
     low, high = torch.aminmax(restored)
     if not bool(torch.isfinite(low) & torch.isfinite(high)):
         raise InputError("the restorer gave values that are not finite. Run it in another dtype: wrap(..., dtype='float32').")
-    shares = restored.data_ptr() == estimate.data_ptr()
-    clamped = restored.clamp(0, 1) if shares else restored.clamp_(0, 1)
+    clamped = restored.clamp_(0, 1) if ours else restored.clamp(0, 1)
     return (clamped if clamped.dtype == torch.float16 else clamped.float()).cpu()

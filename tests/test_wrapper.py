@@ -69,7 +69,7 @@ class Stated:
         factor = scale or self.spec.scale or 1
         size = (max(1, round(lq.shape[-2] * factor)), max(1, round(lq.shape[-1] * factor)))
         out = F.interpolate(lq, size=size, mode="nearest")
-        return out if noise is None else out + 0.01 * noise.normal(tuple(out.shape), device=lq.device, dtype=lq.dtype)
+        return out if noise is None or self.spec.deterministic else out + 0.01 * noise.normal(tuple(out.shape), device=lq.device, dtype=lq.dtype)
 
 
 def draw(height: int, width: int, seed: int = 0) -> Tensor:
@@ -317,8 +317,8 @@ def test_missing_file() -> None:
         ({"tile": "big"}, "expected 'auto', None"),
         ({"tile": True}, "expected 'auto', None"),
         ({"lfo": -1}, "whole number from 0"),
-        ({"prompt": ["a", "b"]}, "2 prompts for one picture; give one"),
-        ({"prompt": 3}, "a prompt is a string"),
+        ({"prompt": ["a", "b"]}, "2 prompts for 1 pictures; give one for all, or one each"),
+        ({"prompt": 3}, "expected a string, a Prompt"),
         ({"max_pixels": 20}, "above the cap of 20"),
         ({"max_output_pixels": 99}, "raise max_output_pixels"),
     ],
@@ -389,7 +389,7 @@ def test_the_model_is_left_as_found(projector: PixelProjector, use: str) -> None
     before, state = snapshot(model), generators()
     robust = wrap(model, projector=projector)  # the scale is found out by calling the model
     if use == "call":
-        robust([draw(8, 8), draw(5, 6)], lfo=1, extractor=None) if False else robust([draw(8, 8), draw(5, 6)])
+        robust([draw(8, 8), draw(5, 6)])
     elif use == "restore":
         robust.restore(draw(8, 8))
     elif use == "gradient":
@@ -558,7 +558,7 @@ def test_projector_none_by_any_name() -> None:
         (lambda: wrap("realesrgan-x4plus", scale=4), ConfigError, "scale are for modules and functions"),
         (lambda: wrap(Stated(), scale=4), ConfigError, "scale do not apply to an object that is a Restorer"),
         (lambda: wrap(nn.Identity(), wheels=4), ConfigError, "wheels are unknown for a module or function"),
-        (lambda: wrap("realesr-animevideov3", wheels=4), ConfigError, "wheels"),
+        (lambda: wrap("realesr-animevideov3", wheels=4), ConfigError, "wheels.*Its options: weights, device, dtype"),
         (lambda: wrap(Doubler), WrapError, "Write such a function"),  # type: ignore[arg-type]
         (lambda: wrap(3), WrapError, "Tried: a registered name, a Restorer"),  # type: ignore[arg-type]
         (lambda: wrap(Stated(), projector="no-such"), ConfigError, "no bundled projector named 'no-such'"),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -98,34 +98,31 @@ class RealESRGAN:
         return lq.to(device=self.device, dtype=self.dtype, memory_format=torch.channels_last)
 
 
-def load_realesrgan_x4plus(**options: Any) -> RealESRGAN:
-    """Real-ESRGAN x4plus: 23 blocks, photographs. Options: ``weights``, ``device``, ``dtype``."""
-    return _load(X4PLUS, lambda tensors, source: _rrdbnet(tensors, source, blocks=23), **options)
+Weights: TypeAlias = str | Path | None
+Device: TypeAlias = str | torch.device
+Dtype: TypeAlias = str | torch.dtype
 
 
-def load_realesrgan_x4plus_anime(**options: Any) -> RealESRGAN:
-    """Real-ESRGAN x4plus-anime: six blocks, drawings. Options: ``weights``, ``device``, ``dtype``."""
-    return _load(ANIME, lambda tensors, source: _rrdbnet(tensors, source, blocks=6), **options)
+def load_realesrgan_x4plus(weights: Weights = None, device: Device = "cpu", dtype: Dtype = "auto") -> RealESRGAN:
+    """Real-ESRGAN x4plus: 23 blocks, photographs. For the options see `_load`."""
+    return _load(X4PLUS, weights, device, dtype)
 
 
-def load_realesr_animevideov3(**options: Any) -> RealESRGAN:
-    """The compact network. Options: ``weights``, ``device``, ``dtype``."""
-    return _load(ANIME_VIDEO, _srvgg, **options)
+def load_realesrgan_x4plus_anime(weights: Weights = None, device: Device = "cpu", dtype: Dtype = "auto") -> RealESRGAN:
+    """Real-ESRGAN x4plus-anime: six blocks, drawings. For the options see `_load`."""
+    return _load(ANIME, weights, device, dtype)
 
 
-def _load(
-    spec: RestorerSpec,
-    build: Callable[[Mapping[str, Tensor], Path], nn.Module],
-    *,
-    weights: str | Path | None = None,
-    device: str | torch.device = "cpu",
-    dtype: str | torch.dtype = "auto",
-) -> RealESRGAN:
+def load_realesr_animevideov3(weights: Weights = None, device: Device = "cpu", dtype: Dtype = "auto") -> RealESRGAN:
+    """The compact network. For the options see `_load`."""
+    return _load(ANIME_VIDEO, weights, device, dtype)
+
+
+def _load(spec: RestorerSpec, weights: Weights, device: Device, dtype: Dtype) -> RealESRGAN:
     """Find the weights, build the network around them.
 
     Args:
         spec: which one.
-        build: makes the empty network that the tensors fit.
         weights: ``.pth``, ``.safetensors`` or ncnn ``.bin`` (its ``.param`` beside it), as a path or
             ``hf-hub:owner/repo/file``; None: the installed data package.
         device: where it runs.
@@ -149,7 +146,7 @@ def _load(
         tensors: Mapping[str, Tensor] = cached_conversion(path, spec.name, lambda: _from_ncnn(path, spec))
     else:
         tensors = load_checkpoint(path)
-    network = build(tensors, path)
+    network = _srvgg(tensors, path) if spec is ANIME_VIDEO else _rrdbnet(tensors, path, blocks=23 if spec is X4PLUS else 6)
     load_strictly(network, tensors, source=str(path))
     return RealESRGAN(spec, network, device=device, dtype=dtype)
 

@@ -40,7 +40,7 @@ __all__ = ["BenchConfig", "run_bench"]
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 GRID_ROWS = 8
 DEFAULT_SCALE = 4  # of restorers that take any scale
-MAX_HQ_PIXELS = 16_000_000  # the judging network looks at the whole picture and needs some 250 bytes for each pixel
+MAX_HQ_PIXELS = 16_000_000  # the judging network looks at the whole picture and needs up to 400 bytes for each pixel
 
 
 class BenchConfig(BaseModel):
@@ -237,7 +237,11 @@ def _pictures(folder: Path) -> list[Path]:
 
 def _read(path: Path, scale: int) -> Tensor:
     """The picture, cut at the right and bottom to multiples of the scale."""
-    hq = read_picture(path, max_pixels=MAX_HQ_PIXELS).rgb
+    hq = read_picture(path).rgb
+    if hq.shape[-1] * hq.shape[-2] > MAX_HQ_PIXELS:
+        raise ImageFileError(
+            f"{path} has {hq.shape[-1]}x{hq.shape[-2]} pixels, above the {MAX_HQ_PIXELS} that can be judged; cut it smaller."
+        )
     height, width = (side // scale * scale for side in hq.shape[-2:])
     if min(height, width) < scale:
         raise ImageFileError(f"{path} is {hq.shape[-1]}x{hq.shape[-2]}, too small to be reduced by {scale}.")

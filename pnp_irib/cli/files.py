@@ -36,6 +36,8 @@ def plan(inputs: Sequence[Path], output: Path, format: str | None) -> list[Task]
         if ending not in WRITABLE:
             raise ConfigError(f"--format {format}: expected one of {', '.join(e[1:] for e in WRITABLE)}.")
     if len(inputs) == 1 and not inputs[0].is_dir() and not output.is_dir() and output.suffix.lower() in WRITABLE:
+        if ending is not None and WRITABLE[ending] != WRITABLE[output.suffix.lower()]:
+            raise ConfigError(f"--format {format} contradicts the ending of {output}; drop one of them.")
         pairs = [(inputs[0], output)]
     else:
         if output.exists() and not output.is_dir():
@@ -65,10 +67,11 @@ def _found(inputs: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
         if not given.is_dir():
             found.append((given, Path(given.name)))
             continue
+        inside = given.resolve() in output.resolve().parents
         for path in sorted(given.rglob("*")):
             relative = path.relative_to(given)
             hidden = any(part.startswith(".") for part in relative.parts)
-            if hidden or path.is_dir() or not _is_picture_name(path) or output.resolve() in path.resolve().parents:
+            if hidden or path.is_dir() or not _is_picture_name(path) or (inside and output.resolve() in path.resolve().parents):
                 continue
             found.append((path, relative))
     return found

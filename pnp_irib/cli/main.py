@@ -28,10 +28,11 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point: every error is one line, never a traceback (``PNP_IRIB_DEBUG=1`` shows it)."""
+    code = 0
     try:
-        app()
-    except KeyboardInterrupt:
-        fail("interrupted", 130)
+        code = app(standalone_mode=False) or 0
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
     except PnPIribError as error:
         debug()
         fail(str(error), 2)
@@ -40,9 +41,15 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except Exception as error:
+        # A usage error of click, which some versions of typer carry inside and others import.
+        if callable(message := getattr(error, "format_message", None)):
+            fail(" ".join([*message().split(), "Try --help."]), 2)
         debug()
         reason = " ".join(str(error).split())[:300]
         fail(f"internal error: {type(error).__name__}: {reason} (PNP_IRIB_DEBUG=1 shows where)", 2)
+    if code == 130:
+        fail("interrupted", 130)
+    raise SystemExit(code)
 
 
 def fail(message: str, code: int) -> None:

@@ -42,6 +42,7 @@ def run(job: Job, model: dict[str, str], options: dict[str, Any]) -> int:
     restorer = wrap(
         model["restorer"], projector=model["projector"], device=choose_device(model["device"]), dtype=model["dtype"]
     )
+    restorer.check_options(**{name: options[name] for name in ("scale", "strength", "seed", "tile")})
     if not job.as_json:
         sys.stderr.write(f"{restorer!r}\n")
     failures = 0

@@ -20,7 +20,7 @@ def single_source(images: Any) -> bool:
     if isinstance(images, torch.Tensor):
         return images.ndim != 4 or images.shape[0] == 1
     if isinstance(images, np.ndarray):
-        return images.ndim != 4
+        return images.ndim != 4 or images.shape[0] == 1
     return not isinstance(images, list | tuple)
 
 
@@ -39,13 +39,19 @@ def read_source(source: Any, *, max_pixels: int | None = None) -> Picture:
         check_picture(pixels, name="image")
         if pixels.shape[0] != 1:
             raise InputError(f"one picture was expected, got a tensor of {pixels.shape[0]}.")
-        if pixels.shape[-1] * pixels.shape[-2] > cap:
-            raise InputError(f"the picture has {pixels.shape[-1]}x{pixels.shape[-2]} pixels, above the cap of {cap}.")
-        return Picture(rgb=pixels.detach().float().cpu())
+        # A copy: what becomes of the user's tensor later does not change the result.
+        return _capped(Picture(rgb=pixels.detach().to("cpu", torch.float32, copy=True)), cap)
     if isinstance(source, np.ndarray):
-        return picture_from_array(source[0] if source.ndim == 4 and source.shape[0] == 1 else source)
+        return _capped(picture_from_array(source[0] if source.ndim == 4 and source.shape[0] == 1 else source), cap)
     if isinstance(source, str | Path) or hasattr(source, "getbands"):
         return read_picture(source, max_pixels=cap)
     raise InputError(
         f"{type(source).__name__} is not a picture. Give a path, a PIL image, a numpy array (H, W, 3), or a tensor (3, H, W)."
     )
+
+
+def _capped(picture: Picture, cap: int) -> Picture:
+    height, width = picture.rgb.shape[-2:]
+    if height * width > cap:
+        raise InputError(f"the picture has {width}x{height} pixels, above the cap of {cap}. Raise max_pixels if it is meant.")
+    return picture

@@ -204,9 +204,9 @@ def _class_of_kind(kind: object, folder: Path) -> type[Projector]:
     from pnp_irib.projectors.pixel import PixelProjector
 
     known: dict[str, type[Projector]] = {"pixel": PixelProjector}
-    if kind not in known:
-        raise WeightsError(f"{folder / CONFIG_NAME}: projector kind {kind!r} is unknown; known: {', '.join(known)}.")
-    return known[str(kind)]
+    if not isinstance(kind, str) or kind not in known:
+        raise WeightsError(f"{folder / CONFIG_NAME}: projector kind {kind!r:.40} is unknown; known: {', '.join(known)}.")
+    return known[kind]
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -215,14 +215,17 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text())
     except FileNotFoundError:
         raise WeightsError(f"{folder} is not a projector folder: {CONFIG_NAME} is missing.") from None
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read as JSON: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path} cannot be read as JSON: {error}.") from error
     expected = {"format", "library_version", "architecture", "provenance", "weights"}
     if not isinstance(config, dict):
         raise WeightsError(f"{path} holds a {type(config).__name__}, expected an object.")
-    if isinstance(config.get("format"), int) and config["format"] > FORMAT:
+    found = config.get("format")
+    if not isinstance(found, int) or found < 1:
+        raise WeightsError(f"{path} has the format {found!r:.40}; expected a number from 1 to {FORMAT}. Is it a projector?")
+    if found > FORMAT:
         raise WeightsError(
-            f"{path} has format {config['format']}, this library reads up to {FORMAT} "
+            f"{path} has the format {found}, this library reads up to {FORMAT} "
             f"(written by version {config.get('library_version')}). Run: pip install -U pnp-irib"
         )
     if config.keys() != expected:
@@ -236,8 +239,8 @@ def _load_weights(projector: Projector, folder: Path, facts: object) -> None:
     from safetensors.torch import load
 
     path = folder / WEIGHTS_NAME
-    if not isinstance(facts, dict) or not {"file", "sha256", "dtype"} == facts.keys():
-        raise WeightsError(f"{folder / CONFIG_NAME}: 'weights' must hold file, sha256 and dtype.")
+    if not isinstance(facts, dict) or facts.keys() != {"file", "sha256", "dtype"} or facts["file"] != WEIGHTS_NAME:
+        raise WeightsError(f"{folder / CONFIG_NAME}: 'weights' must hold file, sha256 and dtype; file is {WEIGHTS_NAME}.")
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -255,4 +258,7 @@ def _load_weights(projector: Projector, folder: Path, facts: object) -> None:
     wrong = sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()} - {facts["dtype"]})
     if wrong:
         raise WeightsError(f"{path} holds tensors of {', '.join(wrong)}, {CONFIG_NAME} says {facts['dtype']}.")
+    for key, value in tensors.items():
+        if not bool(torch.isfinite(value).all()):
+            raise WeightsError(f"{path}: {key} holds values that are not finite. Its training went wrong; use another checkpoint.")
     load_strictly(projector, tensors, source=os.fspath(path))

@@ -13,11 +13,11 @@ import unicodedata
 import zlib
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal, Self, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pnp_irib.images.padding import pad_to
@@ -28,17 +28,33 @@ from pnp_irib.prompts import Prompt
 __all__ = ["PixelArchitecture", "PixelProjector"]
 
 
+Width: TypeAlias = Annotated[int, Field(ge=1, le=2048)]
+Blocks: TypeAlias = Annotated[int, Field(ge=1, le=64)]
+
+
 class PixelArchitecture(Architecture):
     """Sizes of a `PixelProjector`."""
 
+    # The upper bounds are ours: a damaged file must not ask for all the memory there is.
     kind: Literal["pixel"] = "pixel"
-    widths: tuple[int, ...] = Field(default=(64, 128, 192), min_length=2, description="channels of the levels, finest first")
-    encoder_blocks: tuple[int, ...] = Field(default=(3, 4), description="blocks of the levels on the way down")
-    middle_blocks: int = Field(default=5, ge=1)
-    decoder_blocks: tuple[int, ...] = Field(default=(4, 4), description="blocks of the levels on the way up, finest last")
-    condition_width: int = Field(default=64, gt=0, description="channels of the degradation and prompt embedding")
-    prompt_buckets: int = Field(default=4096, gt=0, description="rows of the hashed word table")
-    prompt_width: int = Field(default=32, gt=0, description="channels of one word")
+    widths: tuple[Width, ...] = Field(
+        default=(64, 128, 192), min_length=2, max_length=6, description="channels of the levels, finest first"
+    )
+    encoder_blocks: tuple[Blocks, ...] = Field(default=(3, 4), description="blocks of the levels on the way down")
+    middle_blocks: Blocks = 5
+    decoder_blocks: tuple[Blocks, ...] = Field(default=(4, 4), description="blocks of the levels on the way up, finest last")
+    condition_width: Width = Field(default=64, description="channels of the degradation and prompt embedding")
+    prompt_buckets: int = Field(default=4096, gt=0, le=2**20, description="rows of the hashed word table")
+    prompt_width: Width = Field(default=32, description="channels of one word")
+
+    @model_validator(mode="after")
+    def _levels_agree(self) -> Self:
+        for name in ("encoder_blocks", "decoder_blocks"):
+            if len(getattr(self, name)) != len(self.widths) - 1:
+                raise ValueError(
+                    f"{name} states {len(getattr(self, name))} levels; {len(self.widths)} widths need {len(self.widths) - 1}"
+                )
+        return self
 
 
 class PixelProjector(Projector):

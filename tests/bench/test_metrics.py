@@ -43,10 +43,11 @@ def test_psnr_of_known_errors() -> None:
     assert psnr(one_wrong, one_wrong) == math.inf
 
 
-@pytest.mark.parametrize(("size", "expected"), [((256, 320), 0.9439411437702226), ((512, 352), 0.9405145834048874)])
+@pytest.mark.parametrize(("size", "expected"), [((256, 320), 0.9439409807310103), ((512, 352), 0.9405143935264423)])
 def test_ms_ssim_agrees_with_another_implementation(size: tuple[int, int], expected: float) -> None:
-    # expected: pytorch_msssim 1.0.0, ms_ssim(..., data_range=1.0), in double precision on the same pattern
-    assert ms_ssim(*pattern_pair(*size)) == pytest.approx(expected, abs=1e-7)
+    # expected: pytorch_msssim 1.0.0, ms_ssim(..., data_range=1.0), on the same pattern in double precision, its window too.
+    # With the window in single precision, as it comes, it gives 0.94394114 and 0.94051458; torchmetrics 1.9.0 gives 0.943884.
+    assert ms_ssim(*pattern_pair(*size)) == pytest.approx(expected, abs=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -88,8 +89,9 @@ def test_the_judge_is_not_the_network_of_prompts_and_losses(judge: Judge) -> Non
 
 
 def test_judged_values_lie_in_their_ranges_and_order_as_stated(judge: Judge) -> None:
-    bad, hq = (picture.float() for picture in pattern_pair(192, 224))
-    worse = (0.5 * hq + 0.1 * torch.rand(hq.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    hq = pattern_pair(192, 224)[1].float()
+    noise = torch.randn(hq.shape, generator=torch.Generator().manual_seed(0))
+    bad, worse = ((hq + level * noise + level).clamp(0, 1) for level in (0.03, 0.15))
     values = judge(hq, {"same": hq, "bad": bad, "worse": worse})
     assert values["same"]["psnr"] == 100  # capped, so that means stay finite
     assert values["same"]["feature_distance"] == pytest.approx(0, abs=1e-6)

