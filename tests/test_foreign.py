@@ -80,7 +80,9 @@ def test_what_is_no_restorer_is_refused_with_advice(model: Any, found: str) -> N
 
 def test_a_wrong_scale_is_a_clear_error() -> None:
     robust = wrap(Enlarger(2), scale=4, projector=None)
-    with pytest.raises(InputError, match=r"gave \(1, 3, 10, 12\) for \(1, 3, 5, 6\), expected \(1, 3, 20, 24\)\. Check scale=4"):
+    with pytest.raises(
+        InputError, match=r"gave \(1, 3, 10, 12\) for \(1, 3, 5, 6\), expected \(1, 3, 20, 24\)\. Check scale=4"
+    ):
         robust(torch.rand(3, 5, 6))
 
 
@@ -125,7 +127,7 @@ def test_moving_a_module() -> None:
 def test_gradients_reach_the_input_and_stay_out_of_the_model() -> None:
     model = Enlarger(2)
     lq = torch.rand(1, 3, 4, 4, requires_grad=True)
-    ForeignRestorer(model).restore(lq).sum().backward()  # type: ignore[no-untyped-call]
+    ForeignRestorer(model).restore(lq).sum().backward()
     assert lq.grad is not None
     torch.testing.assert_close(lq.grad, torch.full_like(lq, 2.0))
     assert model.gain.grad is None

@@ -54,7 +54,9 @@ def test_ours_are_listed() -> None:
 
 
 def test_unknown_names_get_the_nearest() -> None:
-    with pytest.raises(UnknownRestorerError, match="no restorer named 'realesrgan'.*Did you mean 'realesrgan-x4plus'") as caught:
+    with pytest.raises(
+        UnknownRestorerError, match=r"no restorer named 'realesrgan'.*Did you mean 'realesrgan-x4plus'"
+    ) as caught:
         load_restorer("realesrgan")
     assert "Installed: realesr-animevideov3, realesrgan-x4plus, realesrgan-x4plus-anime" in str(caught.value)
     with pytest.raises(LookupError, match=r"no restorer named 'zzz'\. Installed"):

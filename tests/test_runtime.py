@@ -24,10 +24,10 @@ def test_frozen_gives_everything_back_even_after_an_exception() -> None:
     module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Sequential(nn.Dropout()))
     module.train()
     module[1].eval()
-    module[0].bias.requires_grad_(False)  # type: ignore[union-attr]
+    module[0].bias.requires_grad_(False)
     flags = [m.training for m in module.modules()]
     needed = [p.requires_grad for p in module.parameters()]
-    with pytest.raises(RuntimeError, match="inside"), frozen(module):
+    with pytest.raises(RuntimeError, match="inside"), frozen(module):  # noqa: PT012 - the block is what is tested
         assert not any(m.training for m in module.modules())
         assert not any(p.requires_grad for p in module.parameters())
         raise RuntimeError("inside")
@@ -58,7 +58,7 @@ def test_devices() -> None:
     assert choose_device("cpu") == CPU
     assert choose_device("auto").type in ("cpu", "cuda", "mps")
     for wrong in ("cppu", "cuda:99", "", "meta", "xpu:0"):
-        with pytest.raises(ConfigError, match="cannot be used.*Try --device cpu") as caught:
+        with pytest.raises(ConfigError, match=r"cannot be used.*Try --device cpu") as caught:
             choose_device(wrong)
         assert "\n" not in str(caught.value)
 

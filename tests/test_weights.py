@@ -56,13 +56,13 @@ def test_names_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     path.write_bytes(b"")
     assert resolve_file(path) == resolve_file(str(path)) == resolve_file(f"local-dir:{path}") == path
     for absent in (tmp_path, tmp_path / "absent", "~/no such file"):
-        with pytest.raises(WeightsError, match="no weight file at.*Give a path, or hf-hub:owner/repo/file"):
+        with pytest.raises(WeightsError, match=r"no weight file at.*Give a path, or hf-hub:owner/repo/file"):
             resolve_file(absent)
     with pytest.raises(WeightsError, match="names no file; expected hf-hub:owner/repo/file"):
         resolve_file("hf-hub:owner/repo")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(WeightsError, match="hf-hub:owner/repo/file.bin@v1 cannot be fetched") as caught:
+    with pytest.raises(WeightsError, match=r"hf-hub:owner/repo/file.bin@v1 cannot be fetched") as caught:
         resolve_file("hf-hub:owner/repo/file.bin@v1")
     assert "\n" not in str(caught.value)
 

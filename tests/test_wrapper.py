@@ -69,7 +69,11 @@ class Stated:
         factor = scale or self.spec.scale or 1
         size = (max(1, round(lq.shape[-2] * factor)), max(1, round(lq.shape[-1] * factor)))
         out = F.interpolate(lq, size=size, mode="nearest")
-        return out if noise is None or self.spec.deterministic else out + 0.01 * noise.normal(tuple(out.shape), device=lq.device, dtype=lq.dtype)
+        return (
+            out
+            if noise is None or self.spec.deterministic
+            else out + 0.01 * noise.normal(tuple(out.shape), device=lq.device, dtype=lq.dtype)
+        )
 
 
 def draw(height: int, width: int, seed: int = 0) -> Tensor:
@@ -120,6 +124,7 @@ def test_strength_zero_is_the_restorer_bit_for_bit(compact: Restorer, projector:
     alone = wrap(compact, projector=None)(crop)
     assert torch.equal(robust(crop, strength=0).restored, alone.restored)
     assert torch.equal(robust(crop, strength=0, lfo=2).lq, crop)
+    assert robust(crop, strength=0, lfo=2).trace == ()
     assert not torch.equal(robust(crop).restored, alone.restored)
     assert "none" in robust(crop, strength=0).used.projector
 
@@ -323,9 +328,7 @@ def test_missing_file() -> None:
         ({"max_output_pixels": 99}, "raise max_output_pixels"),
     ],
 )
-def test_options_out_of_range_are_refused_with_advice(
-    projector: PixelProjector, options: dict[str, Any], advice: str
-) -> None:
+def test_options_out_of_range_are_refused_with_advice(projector: PixelProjector, options: dict[str, Any], advice: str) -> None:
     with pytest.raises((InputError, ConfigError), match=advice):
         wrap(Stated(), projector=projector)(draw(5, 5), **options)
 
@@ -334,7 +337,7 @@ def test_every_source_keeps_the_cap(tmp_path: Path) -> None:
     levels = np.zeros((5, 5, 3), np.uint8)
     Image.fromarray(levels).save(tmp_path / "a.png")
     for source in (tmp_path / "a.png", Image.fromarray(levels), levels, torch.zeros(3, 5, 5)):
-        with pytest.raises(InputError, match="cap|pixels"):
+        with pytest.raises(InputError, match=r"cap of 24|pixels"):
             wrap(Stated(), projector=None)(source, max_pixels=24)
         assert wrap(Stated(), projector=None)(source, max_pixels=25).restored.shape == (1, 3, 10, 10)
 
@@ -394,7 +397,7 @@ def test_the_model_is_left_as_found(projector: PixelProjector, use: str) -> None
         robust.restore(draw(8, 8))
     elif use == "gradient":
         lq = draw(8, 8).requires_grad_()
-        robust.restore(lq).sum().backward()  # type: ignore[no-untyped-call]
+        robust.restore(lq).sum().backward()
         assert lq.grad is not None
         assert lq.grad.abs().sum() > 0
     elif use == "exception":
@@ -424,7 +427,7 @@ def test_the_model_runs_in_evaluation_mode() -> None:
 def test_gradients_reach_the_projector(projector: PixelProjector, compact: Restorer) -> None:
     robust = wrap(compact, projector=projector)
     restored = robust.restore(draw(9, 9))
-    restored.square().mean().backward()  # type: ignore[no-untyped-call]
+    restored.square().mean().backward()
     gradient = projector.head.weight.grad
     assert gradient is not None
     assert torch.isfinite(gradient).all()
@@ -447,6 +450,15 @@ def test_the_input_is_left_as_found(projector: PixelProjector) -> None:
             assert torch.equal(result.picture.rgb, tensor_before)
             if chosen is None:
                 assert torch.equal(result.lq, tensor_before)
+
+
+def test_what_a_model_keeps_is_not_clamped() -> None:
+    kept = 3 * draw(4, 4) - 1
+    before = kept.clone()
+    assert torch.equal(wrap(lambda _: kept, scale=1, projector=None)(draw(4, 4)).restored, before.clamp(0, 1))
+    assert torch.equal(kept, before)
+    grey = wrap(lambda lq: lq.mean(1, keepdim=True).expand(-1, 3, -1, -1), scale=1, projector=None)
+    assert grey(draw(4, 4)).restored.shape == (1, 3, 4, 4)
 
 
 # --- randomness -------------------------------------------------------------------------------------------------------
@@ -479,6 +491,8 @@ def test_a_stochastic_model_follows_the_noise_source_in_a_batch() -> None:
 
 def test_restorers_draw_from_the_seed() -> None:
     robust = wrap(Stated(deterministic=False), projector=None)
+    by_hand = robust.restore(draw(5, 5), noise=SeededNoise([1])).clamp(0, 1)
+    assert torch.equal(robust(draw(5, 5), seed=1).restored, by_hand)
     a, b, c = (robust(draw(5, 5), seed=seed).restored for seed in (1, 1, 2))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
@@ -577,9 +591,12 @@ def test_what_cannot_be_wrapped_is_refused_with_advice(build: Any, error: Any, a
 
 
 def test_tiles_of_a_pointwise_model_do_not_show(projector: PixelProjector) -> None:
-    robust = wrap(Stated(tiling="supported", tile_halo=3, multiple_of=4), projector=None)
+    restorer = Stated(tiling="supported", tile_halo=3, multiple_of=4)
+    robust = wrap(restorer, projector=None)
     picture = draw(45, 70)
-    assert torch.equal(robust(picture, tile=16).restored, robust(picture, tile=None).restored)
+    tiles = robust(picture, tile=16).restored
+    assert max(side for seen in restorer.seen for side in seen.shape[-2:]) <= 24
+    assert torch.equal(tiles, robust(picture, tile=None).restored)
     assert robust(picture, tile=16).used.tile == 16
     assert robust(picture, tile=70).used.tile is None  # it fits into one
 
@@ -645,7 +662,7 @@ def test_the_file_of_the_input_is_never_written_over(tmp_path: Path) -> None:
 
 
 def test_values_that_are_not_finite_are_not_passed_on() -> None:
-    with pytest.raises(InputError, match="not finite.*float32"):
+    with pytest.raises(InputError, match=r"not finite.*float32"):
         wrap(lambda lq: lq / 0, scale=1, projector=None)(torch.zeros(3, 4, 4))
 
 

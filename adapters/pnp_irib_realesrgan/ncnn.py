@@ -64,7 +64,7 @@ def read_ncnn(param: Path, data: Path) -> list[dict[str, Tensor]]:
             weight = take(count, "<f2" if tag == TAG_FLOAT16 else "<f4").reshape(outputs, -1, kernel, kernel)
             layers.append({"weight": weight, "bias": take(outputs, "<f4")})
         elif fields[0] == "PReLU":
-            layers.append({"weight": take(*_sizes(param, fields, "0"), "<f4")})
+            layers.append({"weight": take(_sizes(param, fields, "0")[0], "<f4")})
         elif fields[0] not in ("Input", "Split", "Concat", "Eltwise", "BinaryOp", "Interp", "PixelShuffle"):
             raise WeightsError(f"{param}: layers of the kind {fields[0]} do not occur in the Real-ESRGAN family.")
     if position != len(content):

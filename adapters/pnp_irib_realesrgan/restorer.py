@@ -146,7 +146,8 @@ def _load(spec: RestorerSpec, weights: Weights, device: Device, dtype: Dtype) ->
         tensors: Mapping[str, Tensor] = cached_conversion(path, spec.name, lambda: _from_ncnn(path, spec))
     else:
         tensors = load_checkpoint(path)
-    network = _srvgg(tensors, path) if spec is ANIME_VIDEO else _rrdbnet(tensors, path, blocks=23 if spec is X4PLUS else 6)
+    with torch.random.fork_rng(devices=[]):  # initial values are drawn, though they are replaced at once
+        network = _srvgg(tensors, path) if spec is ANIME_VIDEO else _rrdbnet(tensors, path, blocks=23 if spec is X4PLUS else 6)
     load_strictly(network, tensors, source=str(path))
     return RealESRGAN(spec, network, device=device, dtype=dtype)
 
@@ -154,7 +155,8 @@ def _load(spec: RestorerSpec, weights: Weights, device: Device, dtype: Dtype) ->
 def _from_ncnn(path: Path, spec: RestorerSpec) -> dict[str, Tensor]:
     """Tensors of an ncnn file under the parameter names of the network; layers come in the order of the forward pass."""
     layers = read_ncnn(path.with_suffix(".param"), path)
-    network = SRVGGNetCompact() if spec is ANIME_VIDEO else RRDBNet(blocks=(len(layers) - 6) // 15)
+    with torch.device("meta"):  # for its names only
+        network = SRVGGNetCompact() if spec is ANIME_VIDEO else RRDBNet(blocks=(len(layers) - 6) // 15)
     names = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.PReLU)]
     if len(names) != len(layers):
         raise WeightsError(f"{path} has {len(layers)} layers with weights, expected {len(names)} for {spec.name}.")

@@ -71,7 +71,12 @@ def _found(inputs: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
         for path in sorted(given.rglob("*")):
             relative = path.relative_to(given)
             hidden = any(part.startswith(".") for part in relative.parts)
-            if hidden or path.is_dir() or not _is_picture_name(path) or (inside and output.resolve() in path.resolve().parents):
+            if (
+                hidden
+                or path.is_dir()
+                or not _is_picture_name(path)
+                or (inside and output.resolve() in path.resolve().parents)
+            ):
                 continue
             found.append((path, relative))
     return found

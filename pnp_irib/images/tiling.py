@@ -37,8 +37,8 @@ def plan_tiles(height: int, width: int, *, tile: int, halo: int, multiple_of: in
 
     def spans(length: int) -> list[tuple[int, int]]:
         count = math.ceil(length / tile)
-        edges = [i * length // count // multiple_of * multiple_of for i in range(count)]
-        return list(pairwise([*edges, length]))
+        edges = {i * length // count // multiple_of * multiple_of for i in range(count)}
+        return list(pairwise([*sorted(edges), length]))
 
     for top, bottom in spans(height):
         for left, right in spans(width):

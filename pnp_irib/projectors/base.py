@@ -165,7 +165,8 @@ class Projector(nn.Module, ABC):
             provenance = Provenance.model_validate(config["provenance"])
         except ValidationError as error:
             raise WeightsError(f"{folder / CONFIG_NAME} is not valid: {explain_validation(error)}") from error
-        projector: Self = chosen(architecture)  # type: ignore[call-arg]
+        with torch.random.fork_rng(devices=[]):  # initial values are drawn, though they are replaced at once
+            projector: Self = chosen(architecture)  # type: ignore[call-arg]
         _load_weights(projector, folder, config["weights"])
         projector.provenance = provenance
         return projector.eval()
@@ -260,5 +261,7 @@ def _load_weights(projector: Projector, folder: Path, facts: object) -> None:
         raise WeightsError(f"{path} holds tensors of {', '.join(wrong)}, {CONFIG_NAME} says {facts['dtype']}.")
     for key, value in tensors.items():
         if not bool(torch.isfinite(value).all()):
-            raise WeightsError(f"{path}: {key} holds values that are not finite. Its training went wrong; use another checkpoint.")
+            raise WeightsError(
+                f"{path}: {key} holds values that are not finite. Its training went wrong; use another checkpoint."
+            )
     load_strictly(projector, tensors, source=os.fspath(path))

@@ -30,8 +30,8 @@ def test_folders_keep_their_relative_paths(tmp_path: Path) -> None:
 def test_names_never_meet(tmp_path: Path) -> None:
     given, out = tmp_path / "in", tmp_path / "out"
     touch(*(given / name for name in ("a.jpg", "a.jpeg", "a.png", "a.gif", "a.webp", "a.PNG", "a.tga")))
-    for format in (None, "png", "jpg", ".TIF"):
-        found = targets(plan([given], out, format), out)
+    for ending in (None, "png", "jpg", ".TIF"):
+        found = targets(plan([given], out, ending), out)
         assert len({name.lower() for name in found}) >= 6, found
         assert len(set(found)) == 7, found
     assert "a.gif.png" in targets(plan([given], out, None), out)

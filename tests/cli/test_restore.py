@@ -113,7 +113,20 @@ def test_one_file_with_options_agrees_with_python(crop: Crop, tmp_path: Path) ->
     projector.head.weight.data.normal_(0, 0.1)
     projector.save_pretrained(tmp_path / "projector")
     name = f"local-dir:{tmp_path / 'projector'}"
-    options = ("--scale", "2.5", "--strength", "0.5", "--prompt", "a boat", "--tile", "16", "--seed", "3", "--dtype", "float32")
+    options = (
+        "--scale",
+        "2.5",
+        "--strength",
+        "0.5",
+        "--prompt",
+        "a boat",
+        "--tile",
+        "16",
+        "--seed",
+        "3",
+        "--dtype",
+        "float32",
+    )
     done = pnp("restore", path, "-o", tmp_path / "b.png", *FAST[:2], "--projector", name, "--device", "cpu", *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""

@@ -142,7 +142,11 @@ def remove(name: str) -> Callable[[Path], None]:
 
 def write(text: str | bytes) -> Callable[[Path], None]:
     content = text if isinstance(text, bytes) else text.encode()
-    return lambda folder: (folder / "config.json").write_bytes(content) and None
+
+    def damage(folder: Path) -> None:
+        (folder / "config.json").write_bytes(content)
+
+    return damage
 
 
 DAMAGES = {
@@ -177,7 +181,10 @@ DAMAGES = {
     "unknown key in profile": (edit(lambda c: c["provenance"]["lq_profile"].update(fog=1)), r"lq_profile\.fog: Extra"),
     "unknown key in a source file": (edit(lambda c: c["provenance"]["files"][0].update(size=1)), r"files\.0\.size: Extra"),
     "unknown key in weights": (edit(lambda c: c["weights"].update(size=1)), r"'weights' must hold file, sha256 and dtype"),
-    "another weights file": (edit(lambda c: c["weights"].update(file="../other.safetensors")), r"'weights'.*model\.safetensors"),
+    "another weights file": (
+        edit(lambda c: c["weights"].update(file="../other.safetensors")),
+        r"'weights'.*model\.safetensors",
+    ),
     "weights no object": (edit(lambda c: c.update(weights=3)), r"'weights' must hold"),
     "architecture no object": (edit(lambda c: c.update(architecture=[1])), r"projector kind None is unknown"),
     "unknown kind": (edit(lambda c: c["architecture"].update(kind="latent9")), r"kind 'latent9' is unknown; known: pixel"),
@@ -186,7 +193,10 @@ DAMAGES = {
         edit(lambda c: c["architecture"].update(encoder_blocks=[1, 1])),
         r"encoder_blocks states 2 levels; 2 widths need 1",
     ),
-    "impossible sizes": (edit(lambda c: c["architecture"].update(condition_width=0)), r"condition_width: .*greater than or equal to 1"),
+    "impossible sizes": (
+        edit(lambda c: c["architecture"].update(condition_width=0)),
+        r"condition_width: .*greater than or equal to 1",
+    ),
     "absurd sizes": (edit(lambda c: c["architecture"].update(widths=[10**6, 10**6])), r"widths"),
     "zero width": (edit(lambda c: c["architecture"].update(widths=[0, 16])), r"widths"),
     "newer format": (
@@ -213,7 +223,7 @@ def test_no_folder_at_all(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"absent is not a projector folder"):
         Projector.from_pretrained(tmp_path / "absent")
     (tmp_path / "file").write_text("")
-    with pytest.raises(WeightsError, match="config.json"):
+    with pytest.raises(WeightsError, match=r"config.json"):
         Projector.from_pretrained(tmp_path / "file")
 
 
