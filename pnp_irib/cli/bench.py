@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from pnp_irib.bench import BenchConfig, run_bench
+from pnp_irib.errors import ConfigError
 
 __all__ = ["run"]
 
 
-def run(
-    data: Path,
-    restorer: str,
-    projector: str,
-    preset: str,
-    seeds: tuple[int, ...],
-    lfo: int,
-    limit: int | None,
-    output: Path,
-    dtype: str,
-) -> None:
-    """Measure and write the report; prints the table and where the files are."""
-    config = BenchConfig(
-        data=data, restorer=restorer, projector=projector, preset=preset, seeds=seeds, lfo=lfo, limit=limit, dtype=dtype
-    )
+def run(output: Path, options: dict[str, Any]) -> None:
+    """Measure and write the report; prints the table and where the files are.
+
+    Raises:
+        ConfigError: the folder cannot be made; said before anything is measured.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"the report cannot be written to {output}: {error.strerror}.") from error
     terminal = sys.stderr.isatty()
 
     def progress(done: int, total: int) -> None:
@@ -32,7 +29,7 @@ def run(
             sys.stderr.write(f"\r{done}/{total} pictures")
             sys.stderr.flush()
 
-    report = run_bench(config, on_progress=progress)
+    report = run_bench(BenchConfig(**options), on_progress=progress)
     if terminal:
         sys.stderr.write("\n")
     sys.stdout.write(report.markdown())

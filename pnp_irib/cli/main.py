@@ -175,13 +175,25 @@ def bench(
     seed: Annotated[list[int] | None, typer.Option("--seed", help="May be given several times. Default: 0.")] = None,
     lfo: Annotated[int, typer.Option(min=0, max=16, help="Rounds of Look Forward Once.")] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first pictures.")] = None,
+    scale: Annotated[int | None, typer.Option(min=1, max=16, help="HQ size over LQ size; default: the restorer's.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder of the report.")] = Path("out/bench"),
     dtype: Dtype = "auto",
 ) -> None:
     """Measure a restorer alone and wrapped: JSON, Markdown and a picture grid."""
     from pnp_irib.cli.bench import run
 
-    run(data, restorer, projector, preset, tuple(seed or (0,)), lfo, limit, output, dtype)
+    options = {
+        "data": data,
+        "restorer": restorer,
+        "projector": projector,
+        "preset": preset,
+        "seeds": tuple(seed or (0,)),
+        "lfo": lfo,
+        "limit": limit,
+        "scale": scale,
+        "dtype": dtype,
+    }
+    run(output, options)
 
 
 def tile_option(text: str) -> int | str | None:
