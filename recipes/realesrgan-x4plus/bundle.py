@@ -1,0 +1,73 @@
+"""Put a trained projector into the library, with its model card.
+
+    python recipes/realesrgan-x4plus/bundle.py --checkpoint runs/hq/projector --sources DATA/train/SOURCES.csv \
+        --reports out/bench-extreme/bench.json out/bench-light/bench.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from pnp_irib.bench import METRICS
+from pnp_irib.projectors import Projector
+
+HERE = Path(__file__).parent
+NAME = "pixel-x4plus"
+TARGET = HERE.parent.parent / "pnp_irib" / "projectors" / "bundled" / NAME
+TERMS = (
+    "The weights are offered under Apache-2.0 as far as the authors' rights go. Some of the training pictures are for "
+    "research use only or under share-alike terms (below): whether these bind weights is unsettled; judge for your use."
+)
+
+
+def sources(path: Path) -> list[str]:
+    with path.open(newline="") as file:
+        counted = Counter((row["source"], row["licence"]) for row in csv.DictReader(file))
+    rows = [f"| {count} | {source} | {licence} |" for (source, licence), count in counted.most_common()]
+    return ["| pictures | source | terms |", "|---|---|---|", *rows]
+
+
+def measured(path: Path) -> list[str]:
+    report: dict[str, Any] = json.loads(path.read_text())
+    config, environment = report["config"], report["environment"]
+    lines = [
+        f"`{config['preset']}`, {config['restorer']}, {report['picture_count']} pictures, seeds {config['seeds']}; "
+        f"{environment['cpu']}, torch {environment['torch']}:",
+        "",
+        "| metric | alone | wrapped | difference [95 % interval] |",
+        "|---|---|---|---|",
+    ]
+    for metric in METRICS:
+        m = report["metrics"][metric.key]
+        d = m["difference"]
+        change = f"{d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]"
+        lines.append(f"| {metric.title} | {m['alone']:.3f} | {m['wrapped']:.3f} | {change} |")
+    return [*lines, ""]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--sources", type=Path, required=True)
+    parser.add_argument("--reports", type=Path, nargs="*", default=[])
+    args = parser.parse_args()
+    projector = Projector.from_pretrained(args.checkpoint)
+    projector.provenance = projector.provenance.model_copy(update={"name": NAME, "licence": "apache-2.0"})
+    card = [projector.card(), "## Terms", "", TERMS, "", "## Training pictures", "", *sources(args.sources), ""]
+    card += ["## Training", "", (HERE / "README.md").read_text().split("\n", 2)[2].strip(), ""]
+    if args.reports:
+        card += ["## Measured", "", *[line for report in args.reports for line in measured(report)]]
+    projector.save_pretrained(TARGET, card="\n".join(card))
+    for config in sorted(HERE.glob("*.yaml")):
+        shutil.copy(config, TARGET)
+    print(TARGET)
+
+
+if __name__ == "__main__":
+    main()
