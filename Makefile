@@ -6,7 +6,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP    := $(BIN)/pip install --quiet --no-warn-script-location --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test test-slow lint docs clean
 
