@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,20 +20,18 @@ def atomic_file(target: Path) -> Iterator[BinaryIO]:
     It is written beside ``target`` under a hidden name, flushed to the disk, then renamed.
 
     Raises:
-        OSError: the folder cannot be written to.
+        OSError: the folder cannot be written to, or ``target`` is a folder, device or pipe.
     """
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:60]}.", suffix=".part")
-    temporary = Path(name)
+    # Renaming would put a file in the place of a device such as /dev/null.
+    if target.exists() and not target.is_file():
+        raise FileExistsError(errno.EEXIST, "a folder, device or pipe is in its place", str(target))
+    temporary = target.parent / f".{target.name[:60]}.{secrets.token_hex(4)}.part"
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files private; a picture gets the permissions that the user's umask asks for
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        Path(temporary).replace(target)
+        temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

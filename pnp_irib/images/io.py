@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import stat
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from torch import Tensor
 from pnp_irib.errors import ImageFileError, InputError
 from pnp_irib.images.atomic import atomic_file
 from pnp_irib.images.decode import decode
+from pnp_irib.images.guard import one_line, quiet
 from pnp_irib.images.png16 import png16
 
 __all__ = ["MAX_PIXELS", "READABLE", "WRITABLE", "Picture", "picture_from_array", "read_picture", "to_pil", "write_picture"]
@@ -40,8 +38,10 @@ WRITABLE = {
 """File endings that can be written, and their formats."""
 
 _LARGEST_SIDE = {"JPEG": 65_535, "WEBP": 16_383}
+_LARGEST_EXIF = {"PNG": 2**31, "JPEG": 65_533, "WEBP": 2**31}
+_LARGEST_ICC = {"PNG": 2**31, "JPEG": 255 * 65_519, "WEBP": 2**31, "TIFF": 2**31}
 _HAS_ALPHA = {"PNG", "WEBP", "TIFF"}
-_HAS_ICC = {"PNG", "JPEG", "WEBP", "TIFF"}
+_DAMAGED = "is damaged or not fully supported"
 _ORIENTATION = ExifTags.Base.Orientation
 
 
@@ -85,19 +85,18 @@ def read_picture(source: str | Path | Image.Image, *, max_pixels: int = MAX_PIXE
         ImageFileError: it is missing, no regular file, of a format outside `READABLE`, too large, or damaged.
     """
     if isinstance(source, Image.Image):
-        with _one_line("the image"):
+        with one_line("the image", _DAMAGED):
             return _convert(source, None, max_pixels)
     path = Path(source)
-    _check_regular(path)
-    with _one_line(str(path)), _quiet() as said, path.open("rb") as file:
-        # Pillow's own bomb check warns at a global limit; the check on the header below is ours and exact.
-        try:
-            image = Image.open(file, formats=READABLE)
-        except UnidentifiedImageError:
-            raise ImageFileError(f"{path} {_what_instead(path)} Readable: {', '.join(READABLE)}.") from None
-        picture = _convert(image, path, max_pixels)
-    notes = tuple(dict.fromkeys((*picture.notes, *said)))
-    return Picture(**{**vars(picture), "notes": notes})
+    with one_line(str(path), _DAMAGED), quiet(max_pixels) as said:
+        _check_regular(path)
+        with path.open("rb") as file:
+            try:
+                image = Image.open(file, formats=READABLE)
+            except UnidentifiedImageError:
+                raise ImageFileError(f"{path} {_what_instead(path)} Readable: {', '.join(READABLE)}.") from None
+            picture = _convert(image, path, max_pixels)
+    return replace(picture, notes=tuple(dict.fromkeys((*picture.notes, *said))))
 
 
 def picture_from_array(array: np.ndarray[Any, Any]) -> Picture:
@@ -114,30 +113,34 @@ def picture_from_array(array: np.ndarray[Any, Any]) -> Picture:
             f"the array has the shape {array.shape}, expected (H, W), (H, W, 3) or (H, W, 4). "
             f"From (3, H, W) use array.transpose(1, 2, 0)."
         )
-    depth = 16 if pixels.dtype == np.uint16 else 8
+    white = 1.0
     if pixels.dtype in (np.uint8, np.uint16):
-        values = pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
+        white = float(np.iinfo(pixels.dtype).max)
     elif pixels.dtype == np.bool_:
-        values = pixels.astype(np.float32)
+        pass
     elif np.issubdtype(pixels.dtype, np.floating):
-        values = pixels.astype(np.float32)
-        low, high = float(values.min()), float(values.max())
+        pixels = pixels.astype(np.float32)
+        low, high = float(pixels.min()), float(pixels.max())
         if not (low >= 0 and high <= 1):
             raise InputError(
                 f"the float array must lie in [0, 1]; its range is [{low:.4g}, {high:.4g}]. From 8 bit use array / 255."
             )
     else:
         raise InputError(f"the array is of {pixels.dtype}; expected uint8, uint16, bool or float in [0, 1].")
-    return _picture_of(values, depth)
+    return _picture_of(pixels, white, bit_depth=16 if pixels.dtype == np.uint16 else 8)
 
 
-def _picture_of(values: np.ndarray[Any, Any], depth: int, **facts: Any) -> Picture:
-    """(H, W, 1..4) floats to a `Picture`."""
-    channels = values.shape[2]
-    planes = torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))[None]
-    colour = planes[:, :1].expand(-1, 3, -1, -1) if channels < 3 else planes[:, :3]
-    alpha = planes[:, -1:].contiguous() if channels in (2, 4) else None
-    return Picture(rgb=colour.contiguous(), alpha=alpha, bit_depth=depth, grey=channels < 3, **facts)
+def _picture_of(values: np.ndarray[Any, Any], white: float, **facts: Any) -> Picture:
+    """(H, W, 1..4) values from 0 to ``white`` to a `Picture`. Plane by plane, since a float copy takes four times the file."""
+    height, width, channels = values.shape
+    planes = np.empty((1, channels, height, width), np.float32)
+    for channel, plane in enumerate(planes[0]):
+        plane[...] = values[..., channel]
+        plane /= np.float32(white)
+    tensor = torch.from_numpy(planes)
+    colour = tensor[:, :1].expand(-1, 3, -1, -1) if channels < 3 else tensor[:, :3]
+    alpha = tensor[:, -1:].contiguous() if channels in (2, 4) else None
+    return Picture(rgb=colour.contiguous(), alpha=alpha, grey=channels < 3, **facts)
 
 
 def _convert(image: Image.Image, path: Path | None, max_pixels: int) -> Picture:
@@ -150,17 +153,16 @@ def _convert(image: Image.Image, path: Path | None, max_pixels: int) -> Picture:
             f"{name} has {width}x{height} = {width * height / 1e6:.1f} megapixels, above the cap of {max_pixels / 1e6:.1f}. "
             f"Raise max_pixels (command line: --max-pixels), or make it smaller."
         )
-    notes = []
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":
-        notes.append(f"first of {frames} frames")
     decoded = decode(image)
-    notes += decoded.notes
+    notes = decoded.notes
     exif, orientation = _exif(image, notes)
-    values = _upright(decoded.values, orientation)
+    # Counting moves through the file: not through an image that is the user's, whose frame is the one meant.
+    if path is not None and (frames := _frames(image)) != "1":
+        notes.append(f"first of {frames} frames")
     return _picture_of(
-        values,
-        decoded.bit_depth,
+        _upright(decoded.values, orientation),
+        decoded.white,
+        bit_depth=decoded.bit_depth,
         icc_profile=decoded.icc_profile,
         exif=exif,
         format=image.format or "",
@@ -169,17 +171,31 @@ def _convert(image: Image.Image, path: Path | None, max_pixels: int) -> Picture:
     )
 
 
+def _frames(image: Image.Image) -> str:
+    if image.format == "MPO":  # a photograph with previews
+        return "1"
+    try:
+        return str(getattr(image, "n_frames", 1))
+    except Exception:  # a damaged later frame costs the count only
+        return "several"
+
+
 def _exif(image: Image.Image, notes: list[str]) -> tuple[bytes | None, int]:
     """EXIF block without orientation, and the orientation; damaged EXIF costs the block, not the picture."""
+    # In a TIFF the tags of the picture itself (size, offsets) share the block; they are not for another file.
+    # Its orientation is the one that Pillow applies itself.
+    if image.format == "TIFF":
+        return None, 1
     try:
         exif = image.getexif()
         orientation = int(exif.get(_ORIENTATION, 1) or 1)
-        # In a TIFF the tags of the picture itself (size, offsets) share the block; they are not for another file.
-        if image.format == "TIFF":
+        if not len(exif):
             return None, orientation
-        if _ORIENTATION in exif:
-            del exif[_ORIENTATION]
-        return (exif.tobytes() if len(exif) else None), orientation
+        kept = Image.Exif()  # a copy, for the image may be the user's
+        kept.load(exif.tobytes())
+        if _ORIENTATION in kept:
+            del kept[_ORIENTATION]
+        return (kept.tobytes() if len(kept) else None), orientation
     except Exception:
         notes.append("damaged EXIF data left out")
         return None, 1
@@ -240,11 +256,7 @@ def write_picture(
         notes.append(f"{chosen} has no transparency: laid over white")
     grey = like is not None and like.grey
     deep = like is not None and like.bit_depth == 16
-    options: dict[str, Any] = {}
-    if like is not None and like.icc_profile and chosen in _HAS_ICC:
-        options["icc_profile"] = like.icc_profile
-    if like is not None and like.exif and chosen in _HAS_ICC - {"TIFF"}:
-        options["exif"] = like.exif
+    options = _metadata(like, chosen, notes) if like is not None else {}
     if chosen in ("JPEG", "WEBP"):
         options["quality"] = quality
     if chosen == "JPEG":
@@ -253,18 +265,30 @@ def write_picture(
         options["compression"] = "tiff_deflate"
     if deep and chosen != "PNG":
         notes.append(f"written with 8 of 16 bits: 16 are kept in .png, not in {path.suffix or chosen}")
-    try:
-        with atomic_file(path) as file:
-            if deep and chosen == "PNG":
-                png16(file, _quantized(rgb, alpha, grey, 65535), **options)
-            else:
-                to_pil(rgb, alpha, grey=grey).save(file, chosen, **options)
-    except ImageFileError:
-        raise
-    except (OSError, ValueError, MemoryError, SystemError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ImageFileError(f"{path} cannot be written: {reason}.") from error
+    with one_line(str(path), "cannot be written"), atomic_file(path) as file:
+        if deep and chosen == "PNG":
+            png16(file, _quantized(rgb, alpha, grey, 65535), **options)
+        else:
+            to_pil(rgb, alpha, grey=grey).save(file, chosen, **options)
     return tuple(notes)
+
+
+def _metadata(like: Picture, chosen: str, notes: list[str]) -> dict[str, Any]:
+    """Profile and EXIF block of the input, as options of Pillow's writers, where the format can hold them."""
+    options: dict[str, Any] = {}
+    if like.icc_profile:
+        # WebP files have three colours always, which a profile for grey does not describe.
+        fits = not (like.grey and chosen == "WEBP") and len(like.icc_profile) <= _LARGEST_ICC.get(chosen, 0)
+        if fits:
+            options["icc_profile"] = like.icc_profile
+        else:
+            notes.append(f"colour profile left out: {chosen} cannot hold it")
+    if like.exif:
+        if len(like.exif) <= _LARGEST_EXIF.get(chosen, 0):
+            options["exif"] = like.exif
+        else:
+            notes.append(f"EXIF data left out: {chosen} cannot hold it")
+    return options
 
 
 def to_pil(rgb: Tensor, alpha: Tensor | None = None, *, grey: bool = False) -> Image.Image:
@@ -281,11 +305,13 @@ def _quantized(rgb: Tensor, alpha: Tensor | None, grey: bool, top: int) -> np.nd
     strip = max(1, 2**22 // width)
     for top_row in range(0, height, strip):
         rows = slice(top_row, top_row + strip)
-        part = rgb[0, :, rows].float().cpu()
+        part = rgb[0, :, rows].detach().float().cpu()
         if grey:  # ITU-R BT.601 luma, as Pillow converts
             part = (part * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0, keepdim=True)
         if alpha is not None:
-            part = torch.cat((part, alpha[0, :, rows].float().cpu()))
+            part = torch.cat((part, alpha[0, :, rows].detach().float().cpu()))
+        if part.isnan().any():
+            raise InputError("the picture has values that are not numbers (NaN). Try dtype=torch.float32.")
         levels[rows] = (part.clamp(0, 1) * top).round().permute(1, 2, 0).numpy().astype(levels.dtype)
     return levels
 
@@ -317,32 +343,3 @@ def _what_instead(path: Path) -> str:
     if known is not None and known not in READABLE:
         return f"is a {known} file by its ending, a format that is not opened."
     return "is not a picture that can be read, or is damaged in its first bytes."
-
-
-@contextmanager
-def _quiet() -> Iterator[list[str]]:
-    """Collect Pillow's warnings instead of printing them."""
-    said: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        # Ours is checked from the header; the warning and the error of Pillow would come at another size.
-        yield said
-    said += [
-        " ".join(str(w.message).split())[:200] for w in caught if not issubclass(w.category, Image.DecompressionBombWarning)
-    ]
-
-
-@contextmanager
-def _one_line(name: str) -> Iterator[None]:
-    """Turn whatever a decoder raises into one line: damaged files reach every corner of the decoders."""
-    try:
-        yield
-    except ImageFileError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise ImageFileError(f"{name} is refused: its header asks for far more memory than a picture needs.") from error
-    except MemoryError as error:
-        raise ImageFileError(f"{name} needs more memory than there is.") from error
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ImageFileError(f"{name} is damaged or not fully supported: {reason}.") from error
