@@ -26,9 +26,14 @@ def test_the_name_appears_only_when_the_file_is_whole(tmp_path: Path) -> None:
 def test_whatever_ends_the_block_leaves_no_trace(tmp_path: Path, error: type[BaseException]) -> None:
     target = tmp_path / "a.bin"
     target.write_bytes(b"old")
-    with pytest.raises(error), atomic_file(target) as file:
-        file.write(b"new")
-        raise error
+
+    def write() -> None:
+        with atomic_file(target) as file:
+            file.write(b"new")
+            raise error
+
+    with pytest.raises(error):
+        write()
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
 

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
-import subprocess
-import sys
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +26,7 @@ def pixels(image: Image.Image) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif", "avif"])
 def test_orientation_is_applied_once_and_dropped(photo: Image.Image, tmp_path: Path, orientation: int, ending: str) -> None:
     undo = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -46,62 +42,20 @@ def test_orientation_is_applied_once_and_dropped(photo: Image.Image, tmp_path: P
     exif[274] = orientation
     exif[271] = "a camera"
     path = tmp_path / f"a.{ending}"
-    options: dict[str, dict[str, Any]] = {"jpg": {"quality": 100, "subsampling": 0}, "webp": {"lossless": True}}
+    options: dict[str, dict[str, Any]] = {
+        "jpg": {"quality": 100, "subsampling": 0},
+        "webp": {"lossless": True},
+        "avif": {"quality": 100},
+    }
     stored.save(path, exif=exif, **options.get(ending, {}))
     picture = read_picture(path)
-    assert (picture.rgb - pixels(photo)).abs().mean() < (0.01 if ending == "jpg" else 1e-6)
+    assert (picture.rgb - pixels(photo)).abs().mean() < (0.01 if ending in ("jpg", "avif") else 1e-6)
     if ending != "tif":
         assert picture.exif is not None
         kept = Image.Exif()
         kept.load(picture.exif)
         assert 274 not in kept
         assert kept[271] == "a camera"
-
-
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
-@pytest.mark.parametrize("top", [65535, 200])
-def test_16_bit_png_keeps_every_bit(tmp_path: Path, channels: int, top: int) -> None:
-    levels = np.random.default_rng(0).integers(0, top + 1, (13, 17, channels), dtype=np.uint16)
-    picture = picture_from_array(levels)
-    write_picture(picture.rgb, tmp_path / "a.png", alpha=picture.alpha, like=picture)
-    again = read_picture(tmp_path / "a.png")
-    assert again.bit_depth == 16  # also where all values are dark
-    assert again.grey == (channels < 3)
-    found = torch.cat([again.rgb[:, :1] if channels < 3 else again.rgb, *([] if again.alpha is None else [again.alpha])], 1)
-    assert np.array_equal((found[0] * 65535).round().permute(1, 2, 0).numpy().astype(np.uint16), levels)
-
-
-@pytest.mark.parametrize("order", ["<", ">"])
-def test_16_bit_rgb_tiff(tmp_path: Path, order: str) -> None:
-    levels = np.random.default_rng(1).integers(0, 65536, (5, 7, 3), dtype=np.uint16)
-    path = tmp_path / "a.tif"
-    path.write_bytes(rgb16_tiff(levels, order))
-    picture = read_picture(path)
-    assert picture.bit_depth == 16
-    assert np.array_equal((picture.rgb[0] * 65535).round().permute(1, 2, 0).numpy().astype(np.uint16), levels)
-
-
-def rgb16_tiff(levels: np.ndarray[Any, Any], order: str) -> bytes:
-    """A baseline TIFF, written by hand, since Pillow cannot."""
-    height, width, _ = levels.shape
-    data = levels.astype(f"{order}u2").tobytes()
-    bits_at = 8 + 2 + 9 * 12 + 4
-    tags = [
-        (256, 3, 1, width),
-        (257, 3, 1, height),
-        (258, 3, 3, bits_at),
-        (259, 3, 1, 1),
-        (262, 3, 1, 2),
-        (273, 4, 1, bits_at + 6),
-        (277, 3, 1, 3),
-        (278, 3, 1, height),
-        (279, 4, 1, len(data)),
-    ]
-    out = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8) + struct.pack(f"{order}H", len(tags))
-    for tag, kind, count, value in tags:
-        packed = struct.pack(f"{order}HH", value, 0) if kind == 3 and count == 1 else struct.pack(f"{order}I", value)
-        out += struct.pack(f"{order}HHI", tag, kind, count) + packed
-    return out + struct.pack(f"{order}I", 0) + struct.pack(f"{order}HHH", 16, 16, 16) + data
 
 
 def test_alpha_palette_and_grey(photo: Image.Image, tmp_path: Path) -> None:
@@ -132,6 +86,82 @@ def test_alpha_palette_and_grey(photo: Image.Image, tmp_path: Path) -> None:
 
     photo.convert("1").save(tmp_path / "one.png")
     assert set(read_picture(tmp_path / "one.png").rgb.unique().tolist()) == {0.0, 1.0}
+
+
+def test_palette_alpha_by_entry(photo: Image.Image, tmp_path: Path) -> None:
+    palette = photo.quantize(3)
+    palette.save(tmp_path / "a.png", transparency=bytes([0, 100, 255]))
+    alpha = read_picture(tmp_path / "a.png").alpha
+    assert alpha is not None
+    expected = np.array([0, 100, 255], np.float32)[np.asarray(palette)] / np.float32(255)
+    assert np.array_equal(alpha[0, 0].numpy(), expected)
+
+
+def test_premultiplied_colours_are_divided() -> None:
+    picture = read_picture(Image.new("RGBa", (2, 2), (100, 50, 0, 128)))
+    assert picture.alpha is not None
+    assert (picture.rgb[0, :, 0, 0] * 255).tolist() == pytest.approx([100 / 128 * 255, 50 / 128 * 255, 0], abs=1)
+    assert picture.alpha.unique().item() == pytest.approx(128 / 255)
+    grey = read_picture(Image.new("La", (2, 2), (64, 128)))
+    assert grey.grey
+    assert (grey.rgb[0, 0, 0, 0] * 255).item() == pytest.approx(127.5, abs=1)
+
+
+@pytest.mark.parametrize("profile", [None, b"garbage" * 40, "sRGB"])
+def test_inks_of_a_known_colour(tmp_path: Path, profile: bytes | str | None) -> None:
+    """Magenta and yellow are red; Adobe's JPEG files store the inks inverted. A profile that does not fit is not used."""
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes() if profile == "sRGB" else profile
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=100, icc_profile=icc)
+    assert b"Adobe" in (tmp_path / "a.jpg").read_bytes()
+    picture = read_picture(tmp_path / "a.jpg")
+    assert picture.rgb[0, :, 8, 8].tolist() == pytest.approx([1, 0, 0], abs=0.02)
+    assert picture.icc_profile is None
+
+
+def test_lab_of_a_known_colour(tmp_path: Path) -> None:
+    srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    converted = ImageCms.profileToProfile(Image.new("RGB", (8, 8), (200, 30, 40)), srgb, lab, outputMode="LAB")
+    assert converted is not None
+    converted.save(tmp_path / "a.tif")
+    picture = read_picture(tmp_path / "a.tif")
+    assert (picture.rgb[0, :, 4, 4] * 255).tolist() == pytest.approx([200, 30, 40], abs=4)
+
+
+def test_a_cut_cmyk_file_is_not_shown_in_part(photo: Image.Image, tmp_path: Path) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    photo.resize((400, 280)).convert("CMYK").save(tmp_path / "a.jpg", icc_profile=profile)
+    content = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ImageFileError, match="truncated"):
+        read_picture(tmp_path / "a.jpg")
+
+
+def test_an_image_of_the_user_stays_as_it_was(photo: Image.Image, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    photo.save(tmp_path / "a.jpg", exif=exif)
+    with Image.open(tmp_path / "a.jpg") as image:
+        first, second = read_picture(image), read_picture(image)
+        assert image.getexif()[274] == 6
+    assert first.rgb.shape == (1, 3, 40, 28)
+    assert torch.equal(first.rgb, second.rgb)
+    assert torch.equal(first.rgb, read_picture(tmp_path / "a.jpg").rgb)
+
+
+def test_exif_keeps_what_it_says_of_the_photograph(photo: Image.Image, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 3
+    exif.get_ifd(34665)[36867] = "2020:01:01 00:00:00"
+    exif.get_ifd(34853)[1] = "N"
+    photo.save(tmp_path / "a.jpg", exif=exif)
+    picture = read_picture(tmp_path / "a.jpg")
+    for ending in ("png", "jpg", "webp"):
+        write_picture(picture.rgb, tmp_path / f"b.{ending}", like=picture)
+        with Image.open(tmp_path / f"b.{ending}") as image:
+            kept = image.getexif()
+            assert 274 not in kept
+            assert kept.get_ifd(34665)[36867] == "2020:01:01 00:00:00"
+            assert kept.get_ifd(34853)[1] == "N"
 
 
 def test_cmyk_becomes_rgb_with_a_note(photo: Image.Image, tmp_path: Path) -> None:
@@ -167,7 +197,23 @@ def test_animations_give_their_first_frame(photo: Image.Image, tmp_path: Path, e
     assert "first of 2 frames" in picture.notes
 
 
-@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "tif", "gif", "bmp"])
+def test_a_damaged_second_frame_costs_nothing_but_the_count(photo: Image.Image, tmp_path: Path) -> None:
+    photo.save(tmp_path / "a.gif", save_all=True, append_images=[photo.rotate(180)])
+    content = (tmp_path / "a.gif").read_bytes()
+    (tmp_path / "b.gif").write_bytes(content[: content.rindex(b"\x2c" + bytes(4)) + 10])
+    picture = read_picture(tmp_path / "b.gif")
+    assert torch.equal(picture.rgb, read_picture(tmp_path / "a.gif").rgb)
+    assert "first of several frames" in picture.notes
+
+
+def test_the_frame_that_the_user_chose(photo: Image.Image, tmp_path: Path) -> None:
+    photo.save(tmp_path / "a.webp", save_all=True, append_images=[photo.rotate(180)], lossless=True)
+    with Image.open(tmp_path / "a.webp") as image:
+        image.seek(1)
+        assert torch.equal(read_picture(image).rgb, pixels(photo.rotate(180)))
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "tif", "gif", "bmp", "avif", "jp2"])
 def test_truncated_files_are_one_line(photo: Image.Image, tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"a.{ending}"
     photo.save(path)
@@ -196,37 +242,6 @@ def test_what_is_no_picture(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(ImageFileError, match="device or pipe"):
         read_picture(tmp_path / "pipe.png")
-
-
-def bomb(width: int, height: int) -> bytes:
-    """A PNG of zeros: few bytes for any size."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    packer = zlib.compressobj(9)
-    data = b"".join(packer.compress(bytes(1 + 3 * width)) for _ in range(min(height, 2000))) + packer.flush()
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-
-
-@pytest.mark.parametrize("side", [9_000, 20_000])
-def test_bombs_are_refused_before_they_are_decoded(tmp_path: Path, side: int) -> None:
-    path = tmp_path / "bomb.png"
-    path.write_bytes(bomb(side, side))
-    code = (
-        "import resource, sys\n"
-        "from pnp_irib.images.io import read_picture\n"
-        "from pnp_irib.errors import ImageFileError\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "try:\n    read_picture(sys.argv[1])\nexcept ImageFileError as error:\n    print(error)\n"
-        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)\n"
-    )
-    ran = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
-    message, grown = ran.stdout.strip().splitlines()
-    assert "megapixels, above the cap" in message or "megapixels, twice the cap" in message
-    assert int(grown) < 30
-    assert ran.stderr == ""
 
 
 def test_the_cap_is_an_option(photo: Image.Image, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_arrays_say_what_they_are(array: np.ndarray[Any, Any], grey: bool, alpha
     [
         (torch.zeros(2, 3, 4, 4), "tensor of 2"),
         (torch.zeros(4, 4, 3), "permute"),
-        (np.zeros((3, 4, 4), np.uint8), "transpose"),
+        (np.zeros((3, 6, 7), np.uint8), "transpose"),
         (b"bytes", "bytes is not a picture"),
         (None, "NoneType is not a picture"),
     ],

@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -105,6 +107,57 @@ def test_a_kill_leaves_no_half_file(tmp_path: Path) -> None:
     if target.exists():
         with Image.open(target) as image:
             image.load()
+
+
+def test_devices_are_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(ImageFileError, match="in its place"):
+        write_picture(noise(), tmp_path / "a.png")
+    assert (tmp_path / "a.png").is_fifo()
+
+
+def test_metadata_that_the_format_cannot_hold_is_dropped_with_a_note(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[271] = "x" * 70_000  # a JPEG marker ends at 65,533
+    like = replace(read_picture(Image.new("L", (30, 20))), exif=exif.tobytes(), icc_profile=bytes(16) + b"GRAY" + bytes(200))
+    for ending, left_out in {"png": "", "jpg": "EXIF", "webp": "profile", "tif": "EXIF", "bmp": "profile EXIF"}.items():
+        notes = write_picture(noise(), tmp_path / f"a.{ending}", like=like)
+        assert len(notes) == len(left_out.split())
+        assert all(any(word in note for note in notes) for word in left_out.split())
+        with Image.open(tmp_path / f"a.{ending}") as image:
+            assert ("icc_profile" in image.info) == ("profile" not in left_out)
+            if ending != "tif":
+                assert (271 in image.getexif()) == ("EXIF" not in left_out)
+
+
+def test_grey_is_the_luma_of_what_the_model_returned(tmp_path: Path) -> None:
+    like = read_picture(Image.new("L", (30, 20)))
+    write_picture(noise(), tmp_path / "a.png", like=like)
+    with Image.open(tmp_path / "a.png") as image:
+        found = torch.from_numpy(np.asarray(image).astype(np.float32))
+    red, green, blue = noise()[0]
+    assert torch.equal(found, ((0.299 * red + 0.587 * green + 0.114 * blue) * 255).round())
+
+
+def test_tall_pictures_are_converted_in_strips(tmp_path: Path) -> None:
+    tall = noise(2**16, 100)  # 2**22 values are converted at a time
+    write_picture(tall, tmp_path / "a.png", alpha=tall[:, :1])
+    picture = read_picture(tmp_path / "a.png")
+    assert picture.alpha is not None
+    assert torch.equal(torch.cat((picture.rgb, picture.alpha), 1), (torch.cat((tall, tall[:, :1]), 1) * 255).round() / 255)
+
+
+def test_values_that_are_not_numbers_are_not_written(tmp_path: Path) -> None:
+    rgb = noise()
+    rgb[0, 1, 5, 5] = float("nan")
+    with pytest.raises(ImageFileError, match="NaN"):
+        write_picture(rgb, tmp_path / "a.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tensor_with_gradients_is_written(tmp_path: Path) -> None:
+    write_picture(noise().requires_grad_(), tmp_path / "a.png")
+    assert torch.equal(read_picture(tmp_path / "a.png").rgb, (noise() * 255).round() / 255)
 
 
 def test_permissions_follow_the_umask(tmp_path: Path) -> None:
