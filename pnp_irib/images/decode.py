@@ -108,10 +108,8 @@ def _colour_16(image: Image.Image, raw: str) -> Array | None:
         raise ImageFileError("the TIFF file has 16-bit planes that are not compressed. Save it with interleaved samples.")
     if raw not in (*(f"{mode};16{order}" for mode in ("RGB", "RGBA") for order in "BLN"), "LA;16B"):
         return None
-    place = file.tell()  # the image may be the user's, who loads it later
     file.seek(0)
     content = io.BytesIO(file.read())
-    file.seek(place)
     if raw == "LA;16B":  # four bytes a pixel: read as four channels
         return np.ascontiguousarray(_reread(content, image.format, "RGBA")).view(">u2")
     order = _NATIVE if raw.endswith("N") else raw[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,11 @@ def test_padding_keeps_the_picture_and_reflects_where_it_can(h: int, w: int, a: 
     padded = reflect_pad(x, (a, b, c, d))
     assert padded.shape[-2:] == (h + c + d, w + a + b)
     assert torch.equal(padded[..., c : c + h, a : a + w], x)
+    # Reflection reaches one pixel less than the picture is wide; from there on the last value goes on.
+    across = np.clip(np.arange(-a, w + b), 1 - w, 2 * w - 2)
+    down = np.clip(np.arange(-c, h + d), 1 - h, 2 * h - 2)
+    columns, rows = (w - 1 - abs(w - 1 - abs(across))), (h - 1 - abs(h - 1 - abs(down)))
+    assert torch.equal(padded, x[..., rows, :][..., columns])
     if max(a, b) < w and max(c, d) < h:
         assert torch.equal(padded, F.pad(x, (a, b, c, d), mode="reflect"))
 

@@ -97,6 +97,16 @@ def test_palette_alpha_by_entry(photo: Image.Image, tmp_path: Path) -> None:
     assert np.array_equal(alpha[0, 0].numpy(), expected)
 
 
+def test_a_palette_of_four_channels() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 51, 0, 0, 255, 255], "RGBA")
+    image.putpixel((1, 0), 1)
+    picture = read_picture(image)
+    assert picture.alpha is not None
+    assert picture.alpha.flatten().tolist() == pytest.approx([0.2, 1])
+    assert picture.rgb[0, 0].flatten().tolist() == [1, 0]
+
+
 def test_premultiplied_colours_are_divided() -> None:
     picture = read_picture(Image.new("RGBa", (2, 2), (100, 50, 0, 128)))
     assert picture.alpha is not None
@@ -210,7 +220,9 @@ def test_the_frame_that_the_user_chose(photo: Image.Image, tmp_path: Path) -> No
     photo.save(tmp_path / "a.webp", save_all=True, append_images=[photo.rotate(180)], lossless=True)
     with Image.open(tmp_path / "a.webp") as image:
         image.seek(1)
-        assert torch.equal(read_picture(image).rgb, pixels(photo.rotate(180)))
+        picture = read_picture(image)
+        assert torch.equal(picture.rgb, pixels(photo.rotate(180)))
+        assert picture.notes == ()
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp", "tif", "gif", "bmp", "avif", "jp2"])
