@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +14,9 @@ __all__ = ["SeededNoise", "picture_seed"]
 
 def picture_seed(seed: int, name: str) -> int:
     """A picture's own seed: from the run's seed and its file name, so that neither order nor neighbours matter."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big")
+    # Some systems store accents apart from their letters, and a name need not be valid Unicode at all.
+    stated = f"{seed}/{unicodedata.normalize('NFC', name)}".encode(errors="surrogateescape")
+    return int.from_bytes(hashlib.sha256(stated).digest()[:7], "big")
 
 
 class SeededNoise:

@@ -48,14 +48,16 @@ def plan(inputs: Sequence[Path], output: Path, format: str | None) -> list[Task]
     sources = {source.resolve() for source, _ in pairs}
     tasks: list[Task] = []
     taken: dict[Path, Path] = {}
+    named: set[Path] = set()
     for source, target in pairs:
+        if source in named:
+            continue
+        named.add(source)
         problem = None
         if target.resolve() in sources:
             problem = f"its output would be the input {target}, which is never written over. Choose another folder."
-        elif (other := taken.get(target)) is not None and other != source:
+        elif (other := taken.setdefault(target, source)) != source:
             problem = f"its output {target} is already that of {other}. Restore them into different folders."
-        if taken.setdefault(target, source) == source and problem is None and any(t.source == source for t in tasks):
-            continue  # the same file named twice
         tasks.append(Task(source, target, problem))
     return tasks
 

@@ -6,7 +6,9 @@ import json
 import sys
 import time
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from pnp_irib.cli.files import Task, plan
@@ -46,12 +48,22 @@ def run(job: Job, model: dict[str, str], options: dict[str, Any]) -> int:
     if not job.as_json:
         sys.stderr.write(f"{restorer!r}\n")
     failures = 0
+    spent: list[float] = []  # on pictures that were restored
     for number, task in enumerate(tasks, 1):
         began = time.monotonic()
         outcome = _one(restorer, task, job, options)
         failures += outcome["status"] == "failed"
-        outcome["seconds"] = round(time.monotonic() - began, 3)
-        _report(outcome, number, len(tasks), as_json=job.as_json)
+        seconds = time.monotonic() - began
+        outcome["seconds"] = round(seconds, 3)
+        spent += [seconds] if outcome["status"] == "restored" else []
+        if job.as_json:
+            sys.stdout.write(json.dumps(outcome) + "\n")
+            sys.stdout.flush()
+        else:
+            count = f"{number}/{len(tasks)}"
+            if spent and number < len(tasks):
+                count += f", {timedelta(seconds=round(fmean(spent) * (len(tasks) - number)))} left"
+            sys.stderr.write(f"[{count}] {_line(outcome)}\n")
         if failures and job.fail_fast:
             break
     if failures and not job.as_json:
@@ -89,18 +101,12 @@ def _write_comparison(result: Restoration, target: Path) -> Path:
     return path
 
 
-def _report(outcome: dict[str, Any], number: int, total: int, *, as_json: bool) -> None:
-    if as_json:
-        sys.stdout.write(json.dumps(outcome) + "\n")
-        sys.stdout.flush()
-        return
-    count = f"[{number}/{total}] "
+def _line(outcome: dict[str, Any]) -> str:
     if outcome["status"] == "restored":
         text = f"{outcome['input']} -> {outcome['output']}  {outcome['seconds']:.1f} s"
-        text += "".join(f"\n    note: {note}" for note in outcome["notes"])
-    else:
-        text = f"{outcome['input']}: {outcome['status']}: {outcome['reason']}"
-    sys.stderr.write(count + text + "\n")
+        return text + "".join(f"\n    note: {note}" for note in outcome["notes"])
+    text = f"{outcome['status']}: {outcome['reason']}"
+    return text if outcome["input"] in outcome["reason"] else f"{outcome['input']}: {text}"
 
 
 def _one_line(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from datetime import timedelta
 from typing import Self
 
 __all__ = ["Progress"]
@@ -47,13 +48,9 @@ class Progress:
         rate = (self._done - self._start) / max(1e-9, self._shown - self._began)
         left = (self._steps - self._done) / max(1e-9, rate)
         terms = " ".join(f"{name} {value:.4f}" for name, value in self._means.items())
-        line = f"step {self._done}/{self._steps}  {rate:.2f} steps/s  {_clock(left)} left  {terms}"
+        line = f"step {self._done}/{self._steps}  {rate:.2f} steps/s  {timedelta(seconds=round(left))} left  {terms}"
         if sys.stderr.isatty():
             sys.stderr.write(f"\r\x1b[2K{line}")
         else:
             sys.stderr.write(line + "\n")
         sys.stderr.flush()
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds // 3600)}:{int(seconds % 3600 // 60):02d}:{int(seconds % 60):02d}"

@@ -195,7 +195,7 @@ class _Session:
         target = hq[severe][:, :, *enlarged]
         with self.accelerator.autocast():
             if config.objective.lq_perceptual:
-                size = (side * SCALE, side * SCALE)
+                size = (2 * side, 2 * side)  # the feature network halves it at once
                 terms |= self.objective.enlarged_terms(resize(lq, size), resize(reference[severe][:, :, *window], size))
             if self.restorer is not None:
                 terms |= self.objective.hq_terms(self.restorer.restore(lq).float(), target)

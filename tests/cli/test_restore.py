@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -162,6 +163,27 @@ def test_the_input_is_never_written_over(crop: Crop, tmp_path: Path) -> None:
         assert "never written over" in done.stderr
         assert path.read_bytes() == before
     assert files(tmp_path) == ["a.png", "b.png", "out/a.png"]
+
+
+def test_every_picture_has_a_line_with_the_time_left(crop: Crop, tmp_path: Path) -> None:
+    given = tmp_path / "in"
+    crop(given / "a.png")
+    (given / "b.png").write_text("hello")
+    crop(given / "c.png")
+    lines = [line for line in restore(given, "-o", tmp_path / "out").stderr.splitlines() if line.startswith("[")]
+    assert re.fullmatch(r"\[1/3, 0:00:\d\d left\] .*a\.png -> .*a\.png  \d+\.\d s", lines[0])
+    assert lines[1].startswith("[2/3, 0:00:0")
+    assert lines[1].count("b.png") == 1
+    assert lines[2].startswith(f"[3/3] {given / 'c.png'} -> ")
+
+
+def test_names_that_are_no_unicode(crop: Crop, tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
+    crop(path)
+    assert restore(path, "-o", tmp_path / "out").returncode == 0
+    assert restore(path, "-o", tmp_path / "out", "--overwrite", "--json").returncode == 0
+    assert pnp("degrade", path, "-o", tmp_path / "small").returncode == 0
+    assert [os.fsencode(found.name) for found in (tmp_path / "small").iterdir()] == [b"caf\xe9.png"]
 
 
 def test_fail_fast(crop: Crop, tmp_path: Path) -> None:
