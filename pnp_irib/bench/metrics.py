@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pnp_irib.classifiers import EfficientNetLite, feature_distance
 from pnp_irib.errors import InputError
+from pnp_irib.images.ssim import scale_similarities
 
 __all__ = ["METRICS", "Judge", "Metric", "colour_error", "ms_ssim", "psnr"]
 
@@ -37,11 +37,6 @@ METRICS = (
     Metric("colour_error", "mean colour error", "/255", False, (0.0, 255.0)),
 )
 
-_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang, Simoncelli, Bovik 2003, of the five scales
-_TAPS = 11
-_SIGMA = 1.5
-_K1, _K2 = 0.01, 0.03
-
 
 def psnr(restored: Tensor, hq: Tensor) -> float:
     """Peak signal-to-noise ratio over all RGB values of one picture, dB, for the range [0, 1]; equal pictures give infinity.
@@ -61,9 +56,8 @@ def psnr(restored: Tensor, hq: Tensor) -> float:
 def ms_ssim(restored: Tensor, hq: Tensor) -> float:
     """Multi-scale structural similarity (Wang, Simoncelli, Bovik 2003), mean of the RGB channels.
 
-    Pictures too small for five scales (a side below 176 pixels) are compared at as many as hold the 11-tap window, with the
-    weights of those scaled up to the sum of all; below 11 pixels the window shrinks to the largest odd size that fits.
-    Negative contrast-structure terms count as zero, or the weighted product would not be real.
+    Small pictures are compared at fewer scales, see `scale_similarities`. Negative contrast-structure terms count as zero, or
+    the weighted product would not be real.
 
     Args:
         restored: (1, 3, H, W) in [0, 1].
@@ -82,36 +76,9 @@ def ms_ssim(restored: Tensor, hq: Tensor) -> float:
 
 
 def _ms_ssim_of_plane(a: Tensor, b: Tensor) -> float:
-    scales = min(len(_WEIGHTS), max(1, (min(a.shape[-2:]) // _TAPS).bit_length()))
-    # The published weights sum to 1.0001 and are taken as they are at five scales, as other implementations do.
-    grown = sum(_WEIGHTS) / sum(_WEIGHTS[:scales])
-    result = 1.0
-    for scale, weight in enumerate(_WEIGHTS[:scales]):
-        if scale:
-            a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
-        luminance, structure = _ssim_terms(a, b)
-        term = luminance * structure if scale == scales - 1 else structure
-        result *= max(float(term.mean()), 0.0) ** (grown * weight)
-    return min(result, 1.0)  # rounding takes equal pictures a hair above
-
-
-def _ssim_terms(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps of luminance and of contrast-structure of two planes, where the window fits entirely."""
-    taps = min(_TAPS, *a.shape[-2:])
-    taps -= 1 - taps % 2
-    offsets = torch.arange(taps, dtype=a.dtype) - taps // 2
-    line = torch.exp(-0.5 * (offsets / _SIGMA) ** 2)
-    line = line / line.sum()
-
-    def mean(x: Tensor) -> Tensor:
-        return F.conv2d(F.conv2d(x, line.view(1, 1, -1, 1)), line.view(1, 1, 1, -1))
-
-    c1, c2 = _K1**2, _K2**2
-    mean_a, mean_b = mean(a), mean(b)
-    var_a, var_b = mean(a * a) - mean_a**2, mean(b * b) - mean_b**2
-    covariance = mean(a * b) - mean_a * mean_b
-    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
-    return luminance, (2 * covariance + c2) / (var_a + var_b + c2)
+    similarities, weights = scale_similarities(a, b)
+    # Rounding takes equal pictures a hair above 1.
+    return min(float((similarities[0].clamp(min=0) ** weights).prod()), 1.0)
 
 
 def colour_error(restored: Tensor, hq: Tensor) -> float:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from pnp_irib.classifiers import FeatureNet, feature_distance
-from pnp_irib.irib.terms import gate_supervision, hq_fidelity, lq_reconstruction
+from pnp_irib.irib.terms import gate_supervision, hq_fidelity, hq_structure, lq_reconstruction
 
 __all__ = ["Objective", "ObjectiveConfig", "Terms"]
 
@@ -27,6 +27,7 @@ class ObjectiveConfig(BaseModel):
     tau: float = Field(default=2.0, gt=0, description="standard deviation of that blur, LQ pixels")
     lq_perceptual: float = Field(default=0.0, ge=0, description="weight of the feature distance between enlarged LQ pictures")
     hq: float = Field(default=0.0, ge=0, description="weight of the pixel distance behind the restorer")
+    hq_structure: float = Field(default=0.0, ge=0, description="weight of the structural dissimilarity behind the restorer")
     hq_perceptual: float = Field(default=0.0, ge=0, description="weight of the feature distance behind the restorer")
     gate: float = Field(default=0.05, ge=0, description="weight of the severity supervision")
     norm: Literal["l1", "l2"] = Field(default="l1", description="distance between pixels")
@@ -34,7 +35,7 @@ class ObjectiveConfig(BaseModel):
     @property
     def uses_restorer(self) -> bool:
         """Whether any term needs the restored picture."""
-        return self.hq > 0 or self.hq_perceptual > 0
+        return self.hq > 0 or self.hq_structure > 0 or self.hq_perceptual > 0
 
     @property
     def uses_features(self) -> bool:
@@ -74,6 +75,8 @@ class Objective:
         terms: Terms = {}
         if c.hq:
             terms["hq"] = c.hq * hq_fidelity(restored, hq, norm=c.norm)
+        if c.hq_structure:
+            terms["hq_structure"] = c.hq_structure * hq_structure(restored, hq)
         if c.hq_perceptual:
             terms["hq_perceptual"] = c.hq_perceptual * self._feature_distance(restored, hq)
         return terms

@@ -129,7 +129,7 @@ class _Session:
         if not restorer.spec.differentiable:
             raise ConfigError(
                 f"{restorer.spec.name} passes no gradients, so the HQ terms cannot train through it. "
-                f"Set objective.hq and objective.hq_perceptual to 0, or name a differentiable stand-in under 'through'."
+                f"Set objective.hq, hq_structure and hq_perceptual to 0, or name a differentiable stand-in under 'through'."
             )
         if restorer.spec.scale not in (None, SCALE):
             raise ConfigError(f"{restorer.spec.name} enlarges by {restorer.spec.scale}; training is for {SCALE}.")

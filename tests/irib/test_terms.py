@@ -9,7 +9,16 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
-from pnp_irib.irib import Objective, ObjectiveConfig, gate_supervision, gaussian_blur, hq_fidelity, lq_reconstruction
+from pnp_irib.bench.metrics import ms_ssim
+from pnp_irib.irib import (
+    Objective,
+    ObjectiveConfig,
+    gate_supervision,
+    gaussian_blur,
+    hq_fidelity,
+    hq_structure,
+    lq_reconstruction,
+)
 
 
 def test_blur_agrees_with_scipy() -> None:
@@ -43,6 +52,26 @@ def test_hq_fidelity_is_a_mean_per_picture() -> None:
     assert hq_fidelity(a, b, norm="l2").tolist() == [0.0, 0.25]
 
 
+def test_structure_agrees_with_the_index_where_there_is_one_scale() -> None:
+    a, b = torch.rand(2, 2, 3, 20, 16, generator=torch.Generator().manual_seed(3)).unbind()
+    b = a + 0.3 * (b - a)
+    expected = [1 - ms_ssim(a[i : i + 1], b[i : i + 1]) for i in range(2)]
+    assert hq_structure(a, b).tolist() == pytest.approx(expected, abs=5e-5)  # the published weights sum to 1.0001
+    assert hq_structure(a, a).tolist() == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_structure_counts_lost_contrast_at_every_scale_and_survives_bfloat16() -> None:
+    picture = torch.rand(1, 3, 192, 192, generator=torch.Generator().manual_seed(4))
+    losses = [hq_structure(0.5 + contrast * (picture - 0.5), picture).item() for contrast in (1.0, 0.8, 0.4)]
+    assert losses[0] < losses[1] < losses[2]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert hq_structure(0.5 + 0.8 * (picture - 0.5), picture).item() == losses[1]
+    flat = torch.full((1, 3, 192, 192), 0.5, requires_grad=True)
+    hq_structure(flat, picture).sum().backward()
+    assert flat.grad is not None
+    assert torch.isfinite(flat.grad).all()
+
+
 def test_gate_supervision_ignores_unlabelled_pictures() -> None:
     logits = torch.tensor([2.0, -1.0, 5.0])
     loss = gate_supervision(logits, torch.tensor([1.0, 0.0, float("nan")]))
@@ -69,4 +98,5 @@ def test_terms_pass_finite_differences() -> None:
     generator = torch.Generator().manual_seed(2)
     a = torch.rand(1, 3, 6, 5, generator=generator, dtype=torch.float64, requires_grad=True)
     b = torch.rand(1, 3, 6, 5, generator=generator, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: hq_structure(x, b), (a,))
     assert torch.autograd.gradcheck(lambda x: lq_reconstruction(x, b, lambda_blur=0.7, tau=1.0), (a,))
