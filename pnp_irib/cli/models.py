@@ -40,7 +40,9 @@ def show(*, as_json: bool) -> None:
     console.print(table)
     console.print()
     for spec in specs:
-        console.print(f"{spec.name}: code {spec.code_licence}; {_origin(spec)}", highlight=False, soft_wrap=True)
+        console.print(f"{spec.name}: {spec.title}; code {spec.code_licence}", highlight=False)
+        for line in _origins(spec):
+            console.print(f"  {line}", highlight=False, soft_wrap=True)  # addresses stay whole
     for broken in broken_plugins():
         Console(stderr=True).print(f"broken: {broken.reason}", highlight=False, soft_wrap=True)
 
@@ -57,8 +59,14 @@ def _size(spec: RestorerSpec) -> str:
     return f"{sum(known) / 1e6:.0f} MB" if len(known) == len(sizes) else "unknown"
 
 
-def _origin(spec: RestorerSpec) -> str:
+def _origins(spec: RestorerSpec) -> list[str]:
+    """Where the weights are, or else where they can be had from, one line a place."""
     here = _places(spec)
     if here:
-        return "weights from " + ", ".join(here)
-    return "weights can be had from " + " or ".join(place for file in spec.weights for place in file.places)
+        return [f"weights here: {_readable(place)}" for place in here]
+    return [f"weights from {_readable(place)}" for file in spec.weights for place in file.places]
+
+
+def _readable(place: str) -> str:
+    kind, _, rest = place.partition(":")
+    return f"package {rest.partition('/')[0]}" if kind == "package" else place

