@@ -19,7 +19,7 @@ def show(*, as_json: bool) -> None:
     """Print the table, or the specs as JSON."""
     specs = list_restorers()
     if as_json:
-        listed = [{**spec.model_dump(mode="json"), "here": _places(spec) is not None} for spec in specs]
+        listed = [{**spec.model_dump(mode="json"), "here": _here(spec)} for spec in specs]
         sys.stdout.write(json.dumps(listed, indent=1) + "\n")
         return
     table = Table(box=None, pad_edge=False)
@@ -34,7 +34,7 @@ def show(*, as_json: bool) -> None:
             spec.weights_licence.name,
             allowed,
             _size(spec),
-            "yes" if _places(spec) else "no",
+            {True: "yes", False: "no", None: "-"}[_here(spec)],
         )
     console = Console()
     console.print(table)
@@ -53,9 +53,16 @@ def _places(spec: RestorerSpec) -> list[str] | None:
     return [place[0] for place in places if place] if all(places) else None
 
 
+def _here(spec: RestorerSpec) -> bool | None:
+    """Whether all weights are here; None where the spec lists none."""
+    return _places(spec) is not None if spec.weights else None
+
+
 def _size(spec: RestorerSpec) -> str:
     sizes = [file.size for file in spec.weights]
     known = [size for size in sizes if size is not None]
+    if not sizes:
+        return "-"
     return f"{sum(known) / 1e6:.0f} MB" if len(known) == len(sizes) else "unknown"
 
 

@@ -339,3 +339,18 @@ def test_a_broken_plugin_is_told_and_the_table_is_still_there(tmp_path: Path) ->
     assert done.returncode == 0
     assert "broken: restorer 'bad' of bad-sr cannot be loaded" in done.stderr
     assert "realesrgan-x4plus" in done.stdout
+
+
+def test_a_restorer_that_lists_no_weights_has_no_size(tmp_path: Path) -> None:
+    info = tmp_path / "bare_sr-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bare-sr\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[pnp_irib.restorers]\nbare = bare_sr:SPEC\n")
+    (tmp_path / "bare_sr.py").write_text(
+        "from pnp_irib.spec import Licence, RestorerSpec\n"
+        "MIT = Licence(name='MIT', commercial=True)\n"
+        "SPEC = RestorerSpec(name='bare', title='B', factory='bare_sr:load', scale=2, code_licence=MIT, weights_licence=MIT)\n"
+    )
+    environment = ENVIRONMENT | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([COMMAND, "models"], capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.splitlines()[1].split() == ["bare", "x2", "none", "MIT", "yes", "-", "-"]
