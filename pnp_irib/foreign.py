@@ -112,9 +112,16 @@ class ForeignRestorer:
         devices = [given.device] if given.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), frozen(module) if module is not None else contextlib.nullcontext():
             torch.manual_seed(seed)
-            restored = self.model(given)
+            try:
+                restored = self.model(given)
+            except Exception as error:
+                error.add_note(
+                    f"{self.spec.title} raised this when given {tuple(given.shape)}. If it takes only some sizes, state "
+                    "wrap(..., multiple_of=, min_size=)."
+                )
+                raise
         if not isinstance(restored, Tensor):
-            raise InputError(f"{self.spec.title} returned {type(restored).__name__}, expected a torch.Tensor of pictures.")
+            raise InputError(f"{self.spec.title} returned {type(restored).__name__}, expected a torch.Tensor of pictures")
         return restored if restored.is_inference() or restored.dtype == lq.dtype else restored.to(lq.dtype)
 
     def _probe(self) -> int:

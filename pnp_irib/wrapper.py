@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
@@ -33,6 +34,7 @@ __all__ = ["WrappedRestorer", "wrap"]
 
 MAX_OUTPUT_PIXELS = 72_000_000  # 8192 x 8192 and a little
 HALF_ABOVE = 32_000_000  # outputs with more pixels are kept in float16: its steps are far below 1/255
+RANGE_SLACK, RANGE_SHARE = 0.1, 0.2  # a fifth of the values this far outside [0, 1]: another range, not an overshoot
 TILE_BUDGET = 2**29  # working memory of the restorer above which "auto" tiles, bytes
 
 
@@ -217,7 +219,7 @@ class WrappedRestorer:
             estimate, prompts, trace = self._look(elq, [Prompt.parse(prompt)], rounds, strength=strength)
         with watch.stage("restore"):
             restored = self._restore(estimate, scale=scale, prompts=prompts, noise=SeededNoise([seed]), tile=side)
-            restored = _finished(restored, ours=side is not None)
+            restored = _finished(restored, self.restorer.spec.name, ours=side is not None)
         alpha = None
         if picture.alpha is not None:
             alpha = resize(picture.alpha, (restored.shape[-2], restored.shape[-1])).clamp(0, 1)
@@ -412,7 +414,7 @@ def _one_each(prompt: str | Prompt | Sequence[str | Prompt | None] | None, count
     return list(prompt)
 
 
-def _finished(restored: Tensor, *, ours: bool) -> Tensor:
+def _finished(restored: Tensor, name: str, *, ours: bool) -> Tensor:
     """On the CPU, in [0, 1]. Only tensors put together from tiles, which can be huge, are changed in place.
 
     Raises:
@@ -421,5 +423,12 @@ def _finished(restored: Tensor, *, ours: bool) -> Tensor:
     low, high = torch.aminmax(restored)
     if not bool(torch.isfinite(low) & torch.isfinite(high)):
         raise InputError("the restorer gave values that are not finite. Run it in another dtype: wrap(..., dtype='float32').")
+    sample = restored[..., ::8, ::8]
+    if ((sample < -RANGE_SLACK) | (sample > 1 + RANGE_SLACK)).float().mean() > RANGE_SHARE:
+        warnings.warn(
+            f"{name} gave values from {low:.3g} to {high:.3g}; what is outside [0, 1] is cut off. Where a model uses another "
+            "range, wrap a function around it that takes and gives [0, 1].",
+            stacklevel=4,
+        )
     clamped = restored.clamp_(0, 1) if ours else restored.clamp(0, 1)
-    return (clamped if clamped.dtype == torch.float16 else clamped.float()).cpu()
+    return (clamped if ours and clamped.dtype == torch.float16 else clamped.float()).cpu()

@@ -132,3 +132,28 @@ def test_gradients_reach_the_input_and_stay_out_of_the_model() -> None:
     torch.testing.assert_close(lq.grad, torch.full_like(lq, 2.0))
     assert model.gain.grad is None
     assert model.gain.requires_grad
+
+
+def test_errors_of_the_model_stay_its_own_and_get_a_hint() -> None:
+    def picky(lq: Tensor) -> Tensor:
+        assert lq.shape[-1] % 4 == 0, "sides of four"
+        return lq
+
+    with pytest.raises(AssertionError, match="sides of four") as caught:
+        wrap(picky)(torch.rand(3, 5, 6))
+    assert caught.value.__notes__ == [
+        "picky of the user raised this when given (1, 3, 5, 6). If it takes only some sizes, state "
+        "wrap(..., multiple_of=, min_size=)."
+    ]
+    assert wrap(picky, multiple_of=4)(torch.rand(3, 5, 6)).restored.shape == (1, 3, 5, 6)
+
+
+@pytest.mark.parametrize("of", [lambda lq: 255 * lq, lambda lq: 2 * lq - 1])
+def test_another_range_is_told(of: Any) -> None:
+    with pytest.warns(UserWarning, match=r"what is outside \[0, 1\] is cut off. Where a model uses another range"):
+        wrap(of, scale=1)(torch.rand(3, 40, 40))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_results_are_float32_whatever_the_model_is(dtype: torch.dtype) -> None:
+    assert wrap(Enlarger(2).to(dtype))(torch.rand(3, 5, 4)).restored.dtype == torch.float32

@@ -110,6 +110,7 @@ def test_gradients_reach_the_projector(projector: PixelProjector, compact: Resto
     assert gradient.abs().sum() > 0
 
 
+@pytest.mark.filterwarnings("ignore:.*what is outside:UserWarning")
 def test_the_input_is_left_as_found(projector: PixelProjector) -> None:
     # A model that hands back its own input, and one that overwrites it.
     def vandal(lq: Tensor) -> Tensor:
@@ -128,6 +129,7 @@ def test_the_input_is_left_as_found(projector: PixelProjector) -> None:
                 assert torch.equal(result.lq, tensor_before)
 
 
+@pytest.mark.filterwarnings("ignore:.*what is outside:UserWarning")
 def test_what_a_model_keeps_is_not_clamped() -> None:
     kept = 3 * draw(4, 4) - 1
     before = kept.clone()
