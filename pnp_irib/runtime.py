@@ -73,7 +73,9 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # "meta" has no data
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"device {name!r} cannot be used: {str(error).splitlines()[0]} Try --device cpu.") from error
+        raise ConfigError(
+            f"device {name!r} cannot be used: {str(error).splitlines()[0].rstrip('.')}. Try --device cpu."
+        ) from error
     return device
 
 

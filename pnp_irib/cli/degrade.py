@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 from pnp_irib.cli.files import Task, plan
+from pnp_irib.cli.messages import line, reason_of
 from pnp_irib.degrade import apply, draw
-from pnp_irib.errors import PnPIribError
+from pnp_irib.errors import InputError, PnPIribError
 from pnp_irib.images.io import read_picture, write_picture
 from pnp_irib.noise import picture_seed
 from pnp_irib.profile import DegradationProfile, preset
@@ -27,19 +28,19 @@ def run(
     failures = 0
     for task in plan(inputs, output, format):
         try:
-            line = _one(task, profile, seed, scale, overwrite=overwrite, verbose=verbose)
+            said = _one(task, profile, seed, scale, overwrite=overwrite, verbose=verbose)
         except (PnPIribError, OSError, MemoryError) as error:
             failures += 1
-            line = f"{task.source}: failed: {' '.join(str(error).split())}"
-        sys.stderr.write(line + "\n")
+            said = line(task.source, "failed", reason_of(error))
+        sys.stderr.write(said + "\n")
     return 1 if failures else 0
 
 
 def _one(task: Task, profile: DegradationProfile, seed: int, scale: int, *, overwrite: bool, verbose: bool) -> str:
     if task.problem is not None:
-        return f"{task.source}: failed: {task.problem}"
+        raise InputError(task.problem)
     if task.target.exists() and not overwrite:
-        return f"{task.source}: skipped: {task.target} exists; --overwrite replaces it"
+        return line(task.source, "skipped", "the output exists; --overwrite replaces it")
     hq = read_picture(task.source).rgb
     drawn = draw(profile, hq.shape[-2:], picture_seed(seed, task.source.name), scale=scale)
     task.target.parent.mkdir(parents=True, exist_ok=True)

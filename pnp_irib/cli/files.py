@@ -35,13 +35,17 @@ def plan(inputs: Sequence[Path], output: Path, format: str | None) -> list[Task]
         ending = f".{format.lower().lstrip('.')}"
         if ending not in WRITABLE:
             raise ConfigError(f"--format {format}: expected one of {', '.join(e[1:] for e in WRITABLE)}.")
-    if len(inputs) == 1 and not inputs[0].is_dir() and not output.is_dir() and output.suffix.lower() in WRITABLE:
+    if len(inputs) == 1 and not inputs[0].is_dir() and not output.is_dir() and output.suffix:
+        if output.suffix.lower() not in WRITABLE:
+            raise ConfigError(
+                f"-o {output}: pictures are written as {', '.join(WRITABLE)}. For a folder of this name, make it first."
+            )
         if ending is not None and WRITABLE[ending] != WRITABLE[output.suffix.lower()]:
             raise ConfigError(f"--format {format} contradicts the ending of {output}; drop one of them.")
         pairs = [(inputs[0], output)]
     else:
-        if output.exists() and not output.is_dir():
-            raise ConfigError(f"{output} is a file; several pictures need a folder.")
+        if not output.is_dir() and (output.exists() or output.suffix.lower() in WRITABLE):
+            raise ConfigError(f"-o {output} is a file; several pictures need a folder.")
         pairs = [(source, output / _renamed(relative, ending)) for source, relative in _found(inputs, output)]
     if not pairs:
         raise ConfigError(f"no pictures under {', '.join(map(str, inputs))}.")

@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from pnp_irib.cli.files import Task, plan
+from pnp_irib.cli.messages import line, reason_of
 from pnp_irib.errors import PnPIribError
 from pnp_irib.images.io import write_picture
 from pnp_irib.result import Restoration
@@ -85,9 +86,9 @@ def _one(restorer: WrappedRestorer, task: Task, job: Job, options: dict[str, Any
         if job.compare:
             outcome["comparison"] = str(_write_comparison(result, task.target))
     except (PnPIribError, OSError, MemoryError) as error:
-        return outcome | {"reason": _one_line(error)}
+        return outcome | {"reason": reason_of(error)}
     except Exception as error:  # a fault of ours must not cost the user the rest of the folder
-        return outcome | {"reason": f"internal error: {type(error).__name__}: {_one_line(error)}"}
+        return outcome | {"reason": f"internal error: {type(error).__name__}: {reason_of(error)}"}
     details = {"stages": {name: round(s, 3) for name, s in result.seconds.items()}, "used": asdict(result.used)}
     prompt = str(result.prompt) if result.prompt is not None else None
     return outcome | {"status": "restored", "notes": notes, "prompt": prompt} | details
@@ -105,9 +106,4 @@ def _line(outcome: dict[str, Any]) -> str:
     if outcome["status"] == "restored":
         text = f"{outcome['input']} -> {outcome['output']}  {outcome['seconds']:.1f} s"
         return text + "".join(f"\n    note: {note}" for note in outcome["notes"])
-    text = f"{outcome['status']}: {outcome['reason']}"
-    return text if outcome["input"] in outcome["reason"] else f"{outcome['input']}: {text}"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:400] or type(error).__name__
+    return line(outcome["input"], outcome["status"], outcome["reason"])

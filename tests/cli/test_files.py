@@ -93,6 +93,22 @@ def test_one_picture_may_name_its_output_file(tmp_path: Path) -> None:
     assert task.target == tmp_path / "folder" / "a.png"
 
 
+def test_an_output_file_of_no_known_format_is_no_folder(tmp_path: Path) -> None:
+    touch(tmp_path / "a.png")
+    with pytest.raises(ConfigError, match=r"out\.jgp: pictures are written as \.png, .* For a folder of this name, make it"):
+        plan([tmp_path / "a.png"], tmp_path / "out.jgp", None)
+    (tmp_path / "out.v2").mkdir()
+    (task,) = plan([tmp_path / "a.png"], tmp_path / "out.v2", None)
+    assert task.target == tmp_path / "out.v2" / "a.png"
+
+
+def test_several_pictures_need_a_folder(tmp_path: Path) -> None:
+    touch(tmp_path / "a.png", tmp_path / "b.png", tmp_path / "file")
+    for output in ("file", "out.png"):
+        with pytest.raises(ConfigError, match="several pictures need a folder"):
+            plan([tmp_path / "a.png", tmp_path / "b.png"], tmp_path / output, None)
+
+
 @pytest.mark.parametrize("format", ["gif", "", "exe", "../x"])
 def test_wrong_formats(tmp_path: Path, format: str) -> None:
     touch(tmp_path / "a.png")

@@ -308,6 +308,23 @@ def test_a_reader_that_goes_away_is_no_error_message(crop: Crop, tmp_path: Path)
     assert "BrokenPipe" not in said
 
 
+def test_what_cannot_be_written_is_one_line_and_a_failure(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(path)
+    (tmp_path / "file").write_text("")
+    for command in ("restore", "degrade"):
+        model = ["--restorer", "realesr-animevideov3"] if command == "restore" else []
+        done = pnp(command, path, "-o", tmp_path / "file" / "b.png", *model)
+        assert done.returncode == 1
+        assert "a.png: failed: " in done.stderr
+        assert "cannot be written: " in done.stderr
+        assert "Errno" not in done.stderr
+        # Its own folder: the input would be written over.
+        done = pnp(command, path, "-o", tmp_path, "--overwrite", *model)
+        assert done.returncode == 1
+        assert "never written over" in done.stderr
+
+
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
