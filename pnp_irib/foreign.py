@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from pnp_irib.errors import InputError, WrapError
 from pnp_irib.images.resize import resize
 from pnp_irib.images.tensors import output_size
+from pnp_irib.noise import seeded
 from pnp_irib.runtime import frozen
 from pnp_irib.spec import Licence, RestorerSpec
 
@@ -67,6 +69,18 @@ class ForeignRestorer:
         }
         self.spec = RestorerSpec(scale=scale or self._probe(), **self._facts)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the module is; the CPU for a function."""
+        tensor = self._first_tensor()
+        return torch.device("cpu") if tensor is None else tensor.device
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What the module works in; None for a function, which is given what comes."""
+        tensor = self._first_tensor()
+        return None if tensor is None else tensor.dtype
+
     def to(self, device: Any = None, dtype: Any = None) -> Self:
         """Move the module itself, as the user would; a function stays where it is."""
         if isinstance(self.model, nn.Module):
@@ -105,13 +119,8 @@ class ForeignRestorer:
 
     def _call(self, lq: Tensor, *, seed: int) -> Tensor:
         module = self.model if isinstance(self.model, nn.Module) else None
-        parameter = next(module.parameters(), None) if module is not None else None
-        given = lq if parameter is None else lq.to(device=parameter.device, dtype=parameter.dtype)
-        given = given.clone()  # it may work in place
-        # Whatever the model draws comes from the seed and leaves the caller's generators alone.
-        devices = [given.device] if given.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), frozen(module) if module is not None else contextlib.nullcontext():
-            torch.manual_seed(seed)
+        given = lq.to(device=self.device, dtype=self.dtype or lq.dtype, copy=True)  # it may work in place
+        with seeded(seed, given.device), frozen(module) if module is not None else contextlib.nullcontext():
             try:
                 restored = self.model(given)
             except Exception as error:
@@ -123,6 +132,13 @@ class ForeignRestorer:
         if not isinstance(restored, Tensor):
             raise InputError(f"{self.spec.title} returned {type(restored).__name__}, expected a torch.Tensor of pictures")
         return restored if restored.is_inference() or restored.dtype == lq.dtype else restored.to(lq.dtype)
+
+    def _first_tensor(self) -> Tensor | None:
+        """A floating-point tensor of the module, which says in which dtype and where it works."""
+        if not isinstance(self.model, nn.Module):
+            return None
+        tensors = itertools.chain(self.model.parameters(), self.model.buffers())
+        return next((tensor for tensor in tensors if tensor.is_floating_point()), None)
 
     def _probe(self) -> int:
         side = -(-max(PROBE, self._facts["min_size"]) // self._facts["multiple_of"]) * self._facts["multiple_of"]

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from pnp_irib.errors import ConfigError, WeightsError, did_you_mean
 from pnp_irib.projectors.base import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, Projector
+from pnp_irib.spec import RestorerSpec
 
-__all__ = ["Name", "bundled_projectors", "load_projector", "parse_name"]
+__all__ = ["Name", "bundled_projectors", "choose_projector", "load_projector", "parse_name"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,35 @@ def load_projector(name: str) -> Projector:
         hint = did_you_mean(parsed.target, bundled)
         raise ConfigError(f"no bundled projector named {parsed.target!r}. {hint}Bundled: {', '.join(bundled) or 'none'}.")
     return Projector.from_pretrained(bundled[parsed.target])
+
+
+def choose_projector(projector: str | Path | Projector | None, spec: RestorerSpec) -> tuple[Projector | None, str]:
+    """The projector that `wrap` puts in front of a restorer, and why; see there.
+
+    Raises:
+        ConfigError: it is no projector and no name of one.
+        WeightsError: it cannot be fetched, or is damaged.
+    """
+    if projector is None or projector == "none":
+        return None, "as asked"
+    if isinstance(projector, Projector):
+        return projector, "given"
+    if isinstance(projector, Path):
+        return Projector.from_pretrained(projector.expanduser()), "as asked"
+    if not isinstance(projector, str):
+        raise ConfigError(f"projector={projector!r:.60}: expected 'auto', None, a name or a Projector.")
+    if projector != "auto":
+        return load_projector(projector), "as asked"
+    if spec.projector is not None:
+        return load_projector(spec.projector), f"made for {spec.name}"
+    if spec.lq_profile is None:
+        return None, f"{spec.name} states no LQ profile; name a projector to use one"
+    for name in bundled_projectors():
+        bundled = load_projector(name)
+        profile = bundled.provenance.lq_profile
+        if profile is not None and profile.orders == spec.lq_profile.orders:
+            return bundled, f"bundled; it maps onto '{profile.name}', which {spec.name} was trained on"
+    return None, f"no bundled projector maps onto '{spec.lq_profile.name}'"
 
 
 def _fetch(name: Name) -> Path:

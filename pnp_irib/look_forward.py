@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TypeAlias
 
 import torch
@@ -69,7 +70,7 @@ class LookForwardOnce:
     rounds: int = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rounds, int) or isinstance(self.rounds, bool) or self.rounds < 0:
+        if not isinstance(self.rounds, Integral) or isinstance(self.rounds, bool) or self.rounds < 0:
             raise ConfigError(f"rounds must be a whole number from 0; got {self.rounds!r}.")
 
     def run(
@@ -113,7 +114,7 @@ class LookForwardOnce:
         active = list(range(count))
         for index in range(1, self.rounds + 1):
             seen = _extract(extractor, _take(lq, active))
-            better = {i: prompt for i, prompt in zip(active, seen, strict=True) if prompt not in (None, current[i])}
+            better = {i: prompt for i, prompt in zip(active, seen, strict=True) if _is_news(prompt, current[i])}
             active = list(better)
             if not active:
                 break
@@ -127,6 +128,16 @@ class LookForwardOnce:
         return LookForwardResult(lq, current, tuple(tuple(rounds) for rounds in trace))
 
 
+def _is_news(prompt: Prompt | None, known: Prompt | None) -> bool:
+    """Whether a projection would see a difference; embeddings count, though prompts are compared by their words elsewhere."""
+    if prompt is None:
+        return False
+    if prompt != known or known is None:
+        return True
+    a, b = prompt.embedding, known.embedding
+    return not (a is b or (a is not None and b is not None and torch.equal(a, b)))
+
+
 def _take(pictures: Tensor, chosen: list[int]) -> Tensor:
     return pictures if len(chosen) == len(pictures) else pictures[chosen]
 
@@ -135,7 +146,7 @@ def _extract(extractor: PromptExtractor, pictures: Tensor) -> list[Prompt | None
     if len(pictures) == 0:  # an extractor is not asked about nothing: many networks reject an empty batch
         return []
     with torch.no_grad():
-        found = [Prompt.parse(prompt) for prompt in extractor(pictures.detach())]
+        found = [Prompt.parse(prompt) for prompt in extractor(pictures.detach().clone())]  # it may work in place
     if len(found) != len(pictures):
         raise InputError(f"the extractor {extractor.name!r} returned {len(found)} prompts for {len(pictures)} pictures.")
     return found

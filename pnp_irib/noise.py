@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import random
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["SeededNoise", "picture_seed"]
+__all__ = ["SeededNoise", "picture_seed", "seeded"]
 
 
 def picture_seed(seed: int, name: str) -> int:
@@ -17,6 +20,28 @@ def picture_seed(seed: int, name: str) -> int:
     # Some systems store accents apart from their letters, and a name need not be valid Unicode at all.
     stated = f"{seed}/{unicodedata.normalize('NFC', name)}".encode(errors="surrogateescape")
     return int.from_bytes(hashlib.sha256(stated).digest()[:7], "big")
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Let what is drawn inside come from ``seed``: by torch (CPU and ``device``), numpy and Python. As before afterwards."""
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        torch.cuda.init()
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    states = [generator.get_state() for generator in generators]
+    of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002 - the one that models draw from
+    try:
+        for generator in generators:
+            generator.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        random.seed(seed)
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        np.random.set_state(of_numpy)  # noqa: NPY002
+        random.setstate(of_python)
 
 
 class SeededNoise:

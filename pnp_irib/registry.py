@@ -113,6 +113,11 @@ def find_spec(name: str) -> RestorerSpec:
         BrokenPluginError: the name exists, but its package cannot be loaded.
     """
     entries = _entries()
+    if name.startswith(("hf-hub:", "local-dir:")):
+        raise UnknownRestorerError(
+            f"{name!r} is a place, and a restorer is chosen by its registered name; installed: {_enumerate(entries)}. "
+            f"Weights from elsewhere are an option of it: weights='hf-hub:owner/repo/file' or weights=PATH."
+        )
     if name not in entries:
         raise UnknownRestorerError(
             f"no restorer named {name!r}. {did_you_mean(name, entries)}Installed: {_enumerate(entries)}. "

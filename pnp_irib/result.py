@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import textwrap
 from dataclasses import dataclass
@@ -122,7 +123,12 @@ class Restorations(list[Restoration]):
         return [r.image for r in self]
 
     def __repr__(self) -> str:
-        return "\n".join(repr(r) for r in self)
+        return "\n".join(repr(r) for r in self) or "Restorations: none"
+
+    def _repr_html_(self) -> str:
+        """The comparisons one below the other, for notebooks."""
+        pictures = [base64.b64encode(r._repr_png_()).decode() for r in self]
+        return "\n".join(f'<div><img src="data:image/png;base64,{picture}"></div>' for picture in pictures)
 
 
 def row(label: str, text: str) -> str:

@@ -13,7 +13,7 @@ from pnp_irib.errors import ConfigError, MissingExtraError, did_you_mean
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
 __all__ = ["Stopwatch", "choose_device", "choose_dtype", "frozen", "require", "store_channels_last"]
 
@@ -33,21 +33,41 @@ def require(*modules: str, extra: str) -> None:
 def frozen(module: nn.Module) -> Iterator[None]:
     """Lend ``module`` in evaluation mode with no parameter requiring gradients; everything is as before afterwards.
 
-    Gradients still flow through the module to its input. Training flags are kept per submodule.
+    Gradients still flow through the module to its input. Training flags are kept per submodule, buffers with their values.
     """
-    training = [(m, m.training) for m in module.modules()]
-    grads = [(p, p.requires_grad) for p in module.parameters()]
+    modules = list(module.modules())
+    training = [m for m in modules if getattr(m, "training", False)]  # frozen TorchScript has no flag
+    grads = [p for p in module.parameters() if p.requires_grad]
+    buffers = [(m, {name: (b, b if b is None else b.clone()) for name, b in m._buffers.items()}) for m in modules]
     try:
-        for m, _ in training:
+        for m in training:
             m.training = False
-        for p, _ in grads:
+        for p in grads:
             p.requires_grad_(False)
         yield
     finally:
-        for m, was_training in training:
-            m.training = was_training
-        for p, needed in grads:
-            p.requires_grad_(needed)
+        for m in training:
+            m.training = True
+        for p in grads:
+            p.requires_grad_(True)
+        _restore_buffers(buffers)
+
+
+def _restore_buffers(saved: list[tuple[nn.Module, dict[str, tuple[Tensor | None, Tensor | None]]]]) -> None:
+    """Put the same tensors back, with their values; counters and caches that a model keeps come out as they went in."""
+    import torch
+
+    for module, buffers in saved:
+        if not buffers and not module._buffers:
+            continue
+        for name in [name for name in module._buffers if name not in buffers]:
+            del module._buffers[name]
+        for name, (buffer, value) in buffers.items():
+            if buffer is not None and value is not None and not torch.equal(buffer, value):
+                with torch.no_grad():
+                    buffer.copy_(value)
+            if module._buffers.get(name) is not buffer:
+                module._buffers[name] = buffer
 
 
 def store_channels_last(module: nn.Module) -> None:

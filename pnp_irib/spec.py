@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pnp_irib.errors import ConfigError
+from pnp_irib.errors import BrokenPluginError, ConfigError, MissingExtraError
 from pnp_irib.profile import DegradationProfile
 
 __all__ = ["Licence", "RestorerSpec", "WeightsFile"]
@@ -70,11 +70,20 @@ class RestorerSpec(_Frozen):
 
         Raises:
             ConfigError: the factory has no such option.
+            BrokenPluginError: the factory cannot be imported.
         """
         if self.factory is None:
             raise TypeError(f"{self.name} states no factory; only registered restorers have one")
         module, _, function = self.factory.partition(":")
-        factory = getattr(import_module(module), function)
+        try:
+            factory = getattr(import_module(module), function)
+        except MissingExtraError:
+            raise
+        except (Exception, SystemExit) as error:  # a foreign package may raise anything at import
+            raise BrokenPluginError(
+                f"the factory {self.factory} of restorer {self.name!r} cannot be loaded: {type(error).__name__}: {error}. "
+                f"Update or uninstall its package, or install what it needs."
+            ) from error
         accepted = inspect.signature(factory)
         try:
             accepted.bind(**options)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
+from numbers import Integral, Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from pnp_irib.errors import ConfigError, InputError, WrapError
+from pnp_irib.errors import BrokenPluginError, ConfigError, InputError, WrapError
 from pnp_irib.foreign import ForeignRestorer
-from pnp_irib.hub import bundled_projectors, load_projector
+from pnp_irib.hub import choose_projector
 from pnp_irib.images.padding import pad_to
 from pnp_irib.images.resize import resize
 from pnp_irib.images.sources import read_source, single_source
@@ -41,8 +44,8 @@ TILE_BUDGET = 2**29  # working memory of the restorer above which "auto" tiles, 
 def wrap(
     restorer: str | Restorer | nn.Module | Callable[[Tensor], Tensor],
     *,
-    projector: str | Projector | None = "auto",
-    lfo: int = 0,
+    projector: str | Path | Projector | None = "auto",
+    lfo: int | LookForwardOnce = 0,
     extractor: str | PromptExtractor | Callable[..., Any] | None = None,
     scale: int | None = None,
     multiple_of: int | None = None,
@@ -55,7 +58,7 @@ def wrap(
         restorer: a registered name (see `list_restorers`), a `Restorer`, or any module or function that maps pictures
             (N, 3, H, W) in [0, 1] to enlarged ones.
         projector: "auto" takes the one that the restorer's spec names, else the bundled one where the LQ profiles agree, else
-            none; a `Projector`, a name (``hf-hub:owner/repo``, ``local-dir:path``), or None for the restorer alone.
+            none; a `Projector`, a name (``hf-hub:owner/repo``, ``local-dir:path``), a folder, or None for the restorer alone.
         lfo: rounds of Look Forward Once, unless a call says otherwise.
         extractor: what reads prompts off pictures, see `load_extractor`; None: "imagenet-tags" for looking forward.
         scale: native enlargement of a module or function; None: found out with one small picture.
@@ -72,6 +75,11 @@ def wrap(
     if isinstance(restorer, str):
         _refuse(given, "are for modules and functions; a registered restorer knows them")
         loaded: Restorer = load_restorer(restorer, **options)
+        if not isinstance(loaded, Restorer):
+            raise BrokenPluginError(
+                f"the factory of {restorer!r} returned a {type(loaded).__name__}; expected an object with spec, restore, to. "
+                f"Update or uninstall its package."
+            )
     elif isinstance(restorer, Restorer) and isinstance(restorer.spec, RestorerSpec):
         _refuse(given | options, "do not apply to an object that is a Restorer already")
         loaded = restorer
@@ -83,7 +91,7 @@ def wrap(
             f"{restorer!r:.80} ({type(restorer).__name__}) cannot be wrapped. Tried: a registered name, a Restorer, a "
             f"torch module, a function from (N, 3, H, W) to (N, 3, s*H, s*W). Write such a function around it and wrap that."
         )
-    chosen, why = _choose_projector(projector, loaded.spec)
+    chosen, why = choose_projector(projector, loaded.spec)
     return WrappedRestorer(loaded, chosen, why=why, lfo=lfo, extractor=extractor)
 
 
@@ -104,13 +112,13 @@ class WrappedRestorer:
         projector: Projector | None,
         *,
         why: str = "given",
-        lfo: int = 0,
+        lfo: int | LookForwardOnce = 0,
         extractor: str | PromptExtractor | Callable[..., Any] | None = None,
     ) -> None:
         self.restorer = restorer
         self.projector = projector.eval() if projector is not None else None
         self.why = why
-        self.look_forward = LookForwardOnce(lfo)
+        self.look_forward = _rounds(lfo)
         self._extractor = load_extractor(extractor) if extractor is not None else None
 
     @property
@@ -159,7 +167,7 @@ class WrappedRestorer:
         scale: float | None = None,
         prompt: str | Prompt | Sequence[str | Prompt | None] | None = None,
         seed: int = 0,
-        lfo: int | None = None,
+        lfo: int | LookForwardOnce | None = None,
         strength: float = 1.0,
         tile: int | str | None = "auto",
         max_pixels: int | None = None,
@@ -187,20 +195,21 @@ class WrappedRestorer:
         """
         single = single_source(images)
         sources = [images] if single else list(images)
-        restorations = Restorations(
-            self._one(source, p, scale, seed, lfo, strength, tile, max_pixels, max_output_pixels)
-            for source, p in zip(sources, _one_each(prompt, len(sources)), strict=True)
-        )
+        # Inference mode would turn what a model keeps between calls into tensors that no later training can use.
+        with torch.no_grad():
+            restorations = Restorations(
+                self._one(source, p, scale, seed, lfo, strength, tile, max_pixels, max_output_pixels)
+                for source, p in zip(sources, _one_each(prompt, len(sources)), strict=True)
+            )
         return restorations[0] if single else restorations
 
-    @torch.inference_mode()
     def _one(
         self,
         source: Any,
         prompt: str | Prompt | None,
         scale: float | None,
         seed: int,
-        lfo: int | None,
+        lfo: int | LookForwardOnce | None,
         strength: float,
         tile: int | str | None,
         max_pixels: int | None,
@@ -213,25 +222,29 @@ class WrappedRestorer:
         elq = check_picture(picture.rgb).to(self._device())
         height, width = elq.shape[-2:]
         factor = self._factor(scale, height, width, max_output_pixels)
-        rounds = self.look_forward if lfo is None else LookForwardOnce(lfo)
+        rounds = self.look_forward if lfo is None else _rounds(lfo)
         side = self._tile(tile, height, width)
         with watch.stage("project"):
             estimate, prompts, trace = self._look(elq, [Prompt.parse(prompt)], rounds, strength=strength)
         with watch.stage("restore"):
-            restored = self._restore(estimate, scale=scale, prompts=prompts, noise=SeededNoise([seed]), tile=side)
+            restored = self._restore(estimate, scale=scale, prompts=prompts, noise=SeededNoise([int(seed)]), tile=side)
             restored = _finished(restored, self.restorer.spec.name, ours=side is not None)
+        if self.restorer.spec.scale is None and scale is None:
+            factor = restored.shape[-1] / width  # whatever the restorer chose
+        else:
+            self._check_size(restored, output_size(height, width, factor))
         alpha = None
         if picture.alpha is not None:
             alpha = resize(picture.alpha, (restored.shape[-2], restored.shape[-1])).clamp(0, 1)
         used = Used(
             restorer=self.restorer.spec.name,
             projector=self.describe_projector() if strength else "none (strength 0)",
-            dtype=str(getattr(self.restorer, "dtype", elq.dtype)).removeprefix("torch."),
+            dtype=str(getattr(self.restorer, "dtype", None) or elq.dtype).removeprefix("torch."),
             device=str(elq.device),
             scale=factor,
-            strength=strength,
-            lfo=rounds.rounds,
-            seed=seed,
+            strength=float(strength),
+            lfo=rounds.rounds if trace else 0,
+            seed=int(seed),
             tile=side,
         )
         return Restoration(picture, estimate.cpu(), restored, alpha, prompts[0], trace, watch.seconds, used)
@@ -240,8 +253,10 @@ class WrappedRestorer:
         self, elq: Tensor, prompts: Sequence[Prompt | None] | None, rounds: LookForwardOnce, *, strength: float
     ) -> tuple[Tensor, list[Prompt | None], tuple[LookForwardRound, ...]]:
         """Projection and prompts of the last round; the trace of the first picture."""
-        given: list[Prompt | None] = [None] * len(elq) if prompts is None else list(prompts)
+        given: list[Prompt | None] = [Prompt.parse(prompt) for prompt in prompts or [None] * len(elq)]
         if self.projector is None or strength == 0:
+            if self._extractor is not None and self.restorer.spec.prompts != "none":
+                given = LookForwardOnce(0).run(elq, lambda pictures, _: pictures, self._extractor, given).prompts
             return elq, given, ()
         result = rounds.run(
             elq,
@@ -306,6 +321,14 @@ class WrappedRestorer:
 
         return tiled(one, lq, tile=tile, halo=spec.tile_halo, scale=native, dtype=dtype)
 
+    def _check_size(self, restored: Tensor, expected: tuple[int, int]) -> None:
+        found = tuple(restored.shape)
+        if found != (1, 3, *expected):
+            raise InputError(
+                f"{self.restorer.spec.name} gave {found}, expected {(1, 3, *expected)}: the picture's sides times the scale, "
+                f"rounded. Its package must keep the Restorer protocol."
+            )
+
     def check_options(self, *, scale: float | None, strength: float, seed: int, tile: int | str | None) -> None:
         """Check what can be checked before there is a picture; the options are those of a call.
 
@@ -313,23 +336,23 @@ class WrappedRestorer:
             InputError: one of them is not acceptable.
         """
         spec = self.restorer.spec
-        if scale is not None and (isinstance(scale, bool) or not (isinstance(scale, int | float) and 0 < scale <= 64)):
+        if scale is not None and (isinstance(scale, bool) or not (isinstance(scale, Real) and 0 < scale <= 64)):
             raise InputError(f"scale={scale!r}: expected a number above 0, at most 64.")
-        if not (isinstance(strength, int | float) and 0 <= strength <= 1):
+        if not (isinstance(strength, Real) and 0 <= strength <= 1):
             raise InputError(f"strength={strength!r} is outside [0, 1]; 0 is the restorer alone, 1 the full projection.")
-        if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
             raise InputError(f"seed={seed!r}: expected a whole number from 0 to 2**63 - 1.")
         if tile is None or tile == "auto":
             return
-        if not isinstance(tile, int) or isinstance(tile, bool) or tile < 16:
+        if not isinstance(tile, Integral) or isinstance(tile, bool) or tile < 16:
             raise InputError(f"tile={tile!r}: expected 'auto', None, or a side of at least 16 pixels.")
         if spec.scale is None or (spec.tiling == "internal" and not isinstance(self.restorer, TilingRestorer)):
             raise InputError(f"{spec.name} cannot be tiled from outside; leave tile='auto'.")
 
     def _tile(self, tile: int | str | None, height: int, width: int) -> int | None:
         """Side of the tiles; None: the picture in one piece."""
-        if isinstance(tile, int):
-            return tile if max(height, width) > tile else None
+        if isinstance(tile, Integral):
+            return int(tile) if max(height, width) > tile else None
         spec = self.restorer.spec
         own = isinstance(self.restorer, TilingRestorer)
         if tile is None or spec.bytes_per_pixel is None or spec.scale is None or not (own or spec.tiling == "supported"):
@@ -377,25 +400,8 @@ class WrappedRestorer:
         return "\n".join(lines)
 
 
-def _choose_projector(projector: str | Projector | None, spec: RestorerSpec) -> tuple[Projector | None, str]:
-    if projector is None or projector == "none":
-        return None, "as asked"
-    if isinstance(projector, Projector):
-        return projector, "given"
-    if not isinstance(projector, str):
-        raise ConfigError(f"projector={projector!r:.60}: expected 'auto', None, a name or a Projector.")
-    if projector != "auto":
-        return load_projector(projector), "as asked"
-    if spec.projector is not None:
-        return load_projector(spec.projector), f"made for {spec.name}"
-    if spec.lq_profile is None:
-        return None, f"{spec.name} states no LQ profile; name a projector to use one"
-    for name in bundled_projectors():
-        bundled = load_projector(name)
-        profile = bundled.provenance.lq_profile
-        if profile is not None and profile.orders == spec.lq_profile.orders:
-            return bundled, f"bundled; it maps onto '{profile.name}', which {spec.name} was trained on"
-    return None, f"no bundled projector maps onto '{spec.lq_profile.name}'"
+def _rounds(lfo: int | LookForwardOnce) -> LookForwardOnce:
+    return lfo if isinstance(lfo, LookForwardOnce) else LookForwardOnce(lfo)
 
 
 def _refuse(options: dict[str, Any], why: str) -> None:
@@ -420,15 +426,20 @@ def _finished(restored: Tensor, name: str, *, ours: bool) -> Tensor:
     Raises:
         InputError: the restorer gave values that are not finite.
     """
-    low, high = torch.aminmax(restored)
-    if not bool(torch.isfinite(low) & torch.isfinite(high)):
-        raise InputError("the restorer gave values that are not finite. Run it in another dtype: wrap(..., dtype='float32').")
+    if not (isinstance(restored, Tensor) and restored.is_floating_point()):
+        kind = restored.dtype if isinstance(restored, Tensor) else type(restored).__name__
+        raise InputError(f"{name} gave {kind}; expected a floating-point tensor of pictures.")
+    low, high = (value.item() for value in torch.aminmax(restored))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise InputError(f"{name} gave values that are not finite. Run it in float32: .to(dtype=torch.float32).")
+    if low >= 0 and high <= 1:
+        return (restored if ours and restored.dtype == torch.float16 else restored.float()).cpu()
     sample = restored[..., ::8, ::8]
     if ((sample < -RANGE_SLACK) | (sample > 1 + RANGE_SLACK)).float().mean() > RANGE_SHARE:
         warnings.warn(
             f"{name} gave values from {low:.3g} to {high:.3g}; what is outside [0, 1] is cut off. Where a model uses another "
             "range, wrap a function around it that takes and gives [0, 1].",
-            stacklevel=4,
+            stacklevel=5,
         )
     clamped = restored.clamp_(0, 1) if ours else restored.clamp(0, 1)
     return (clamped if ours and clamped.dtype == torch.float16 else clamped.float()).cpu()

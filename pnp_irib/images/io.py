@@ -108,6 +108,7 @@ def picture_from_array(array: np.ndarray[Any, Any]) -> Picture:
         InputError: another shape, type or range.
     """
     pixels = array[..., None] if array.ndim == 2 else array
+    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 2, 3, 4) or 0 in pixels.shape:
         raise InputError(
             f"the array has the shape {array.shape}, expected (H, W), (H, W, 3) or (H, W, 4). "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,10 @@ def read_source(source: Any, *, max_pixels: int | None = None) -> Picture:
         return _capped(Picture(rgb=pixels.detach().to("cpu", torch.float32, copy=True)), cap)
     if isinstance(source, np.ndarray):
         return _capped(picture_from_array(source[0] if source.ndim == 4 and source.shape[0] == 1 else source), cap)
-    if isinstance(source, str | Path) or hasattr(source, "getbands"):
+    if hasattr(source, "getbands"):
         return read_picture(source, max_pixels=cap)
+    if isinstance(source, str | os.PathLike):
+        return read_picture(Path(source), max_pixels=cap)
     raise InputError(
         f"{type(source).__name__} is not a picture. Give a path, a PIL image, a numpy array (H, W, 3), or a tensor (3, H, W)."
     )

@@ -38,6 +38,7 @@ FORMAT = 1
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "README.md"
+DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
 class Architecture(BaseModel):
@@ -108,7 +109,8 @@ class Projector(nn.Module, ABC):
             raise InputError(f"{len(prompts)} prompts for {elq.shape[0]} pictures; give one each, None for no prompt.")
         if strength == 0:
             return elq
-        projected: Tensor = self(elq, prompts)
+        texts = None if prompts is None else [Prompt.parse(prompt) for prompt in prompts]
+        projected: Tensor = self(elq.to(next(self.parameters()).dtype), texts).to(elq.dtype)
         return projected if strength == 1 else torch.lerp(elq, projected, strength)
 
     @property
@@ -202,12 +204,18 @@ def explain_validation(error: ValidationError) -> str:
 
 
 def _class_of_kind(kind: object, folder: Path) -> type[Projector]:
-    from pnp_irib.projectors.pixel import PixelProjector
+    from pnp_irib.projectors import pixel  # noqa: F401 - defines the subclass that is always there
 
-    known: dict[str, type[Projector]] = {"pixel": PixelProjector}
+    known = {cls.config_class.model_fields["kind"].default: cls for cls in _subclasses(Projector)}  # type: ignore[type-abstract]
     if not isinstance(kind, str) or kind not in known:
         raise WeightsError(f"{folder / CONFIG_NAME}: projector kind {kind!r:.40} is unknown; known: {', '.join(known)}.")
     return known[kind]
+
+
+def _subclasses(cls: type[Projector]) -> list[type[Projector]]:
+    """All projectors that can be built; those of other packages are known once they are imported."""
+    own = [cls] if "config_class" in vars(cls) else []
+    return own + [sub for direct in cls.__subclasses__() for sub in _subclasses(direct)]
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -222,7 +230,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise WeightsError(f"{path} holds a {type(config).__name__}, expected an object.")
     found = config.get("format")
-    if not isinstance(found, int) or found < 1:
+    if type(found) is not int or found < 1:
         raise WeightsError(f"{path} has the format {found!r:.40}; expected a number from 1 to {FORMAT}. Is it a projector?")
     if found > FORMAT:
         raise WeightsError(
@@ -242,6 +250,8 @@ def _load_weights(projector: Projector, folder: Path, facts: object) -> None:
     path = folder / WEIGHTS_NAME
     if not isinstance(facts, dict) or facts.keys() != {"file", "sha256", "dtype"} or facts["file"] != WEIGHTS_NAME:
         raise WeightsError(f"{folder / CONFIG_NAME}: 'weights' must hold file, sha256 and dtype; file is {WEIGHTS_NAME}.")
+    if not isinstance(facts["dtype"], str) or facts["dtype"] not in DTYPES:
+        raise WeightsError(f"{folder / CONFIG_NAME}: weights of {facts['dtype']!r:.40}; expected one of {', '.join(DTYPES)}.")
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -32,6 +32,9 @@ Width: TypeAlias = Annotated[int, Field(ge=1, le=2048)]
 Blocks: TypeAlias = Annotated[int, Field(ge=1, le=64)]
 
 
+MAX_WEIGHTS = 2**27  # ours: half a gigabyte in float32
+
+
 class PixelArchitecture(Architecture):
     """Sizes of a `PixelProjector`."""
 
@@ -54,6 +57,15 @@ class PixelArchitecture(Architecture):
                 raise ValueError(
                     f"{name} states {len(getattr(self, name))} levels; {len(self.widths)} widths need {len(self.widths) - 1}"
                 )
+        levels = [
+            *zip(self.widths, (*self.encoder_blocks, self.middle_blocks), strict=True),
+            *zip(self.widths, self.decoder_blocks[::-1], strict=False),
+        ]
+        weights = sum(blocks * 6 * width**2 for width, blocks in levels)
+        if weights > MAX_WEIGHTS:
+            raise ValueError(
+                f"these sizes make about {weights / 1e6:.0f} M weights; at most {MAX_WEIGHTS / 1e6:.0f} M are read"
+            )
         return self
 
 
@@ -172,7 +184,8 @@ class DegradationEncoder(nn.Module):
         else:
             mean = (total / count).float()
             spread = (square / count - (total / count).square()).clamp(min=0).float()
-        vector: Tensor = self.out(torch.cat((mean, torch.log(spread + 1e-4)), 1))
+        moments = torch.cat((mean, torch.log(spread + 1e-4)), 1)
+        vector: Tensor = self.out(moments.to(next(self.out.parameters()).dtype))
         return vector
 
     def _features(self, picture: Tensor) -> Tensor:
