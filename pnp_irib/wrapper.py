@@ -27,7 +27,7 @@ from pnp_irib.prompts import Prompt, PromptExtractor, load_extractor
 from pnp_irib.registry import load_restorer
 from pnp_irib.restorer import NoiseSource, Restorer, TilingRestorer
 from pnp_irib.result import Restoration, Restorations, Used, row
-from pnp_irib.runtime import Stopwatch
+from pnp_irib.runtime import Stopwatch, choose_device, choose_dtype
 from pnp_irib.spec import RestorerSpec
 
 if TYPE_CHECKING:
@@ -130,7 +130,17 @@ class WrappedRestorer:
         return spec.model_copy(update={"prompts": "optional"})
 
     def to(self, device: Any = None, dtype: Any = None) -> Self:
-        """Move restorer and projector to a device; ``dtype`` concerns the restorer, the small projector stays float32."""
+        """Move restorer and projector to a device; ``dtype`` concerns the restorer, the small projector stays float32.
+
+        Both may be names: a device or "auto", and for the dtype "auto" (the fastest that the spec calls safe), "float32", ...
+
+        Raises:
+            ConfigError: there is no such device or dtype.
+        """
+        if isinstance(device, str):
+            device = choose_device(device)
+        if isinstance(dtype, str):
+            dtype = choose_dtype(dtype, device or self._device(), self.restorer.spec.safe_dtypes)
         self.restorer.to(device, dtype)
         if self.projector is not None and device is not None:
             self.projector.to(device)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -157,3 +158,76 @@ def test_another_range_is_told(of: Any) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_results_are_float32_whatever_the_model_is(dtype: torch.dtype) -> None:
     assert wrap(Enlarger(2).to(dtype))(torch.rand(3, 5, 4)).restored.dtype == torch.float32
+
+
+class Keeper(nn.Module):
+    """Counts its calls in a buffer and keeps a tensor that it made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.kept: Tensor | None = None
+        self.body = nn.Conv2d(3, 3, 1)
+
+    def forward(self, lq: Tensor) -> Tensor:
+        self.get_buffer("calls").add_(1)
+        if self.kept is None:
+            self.kept = torch.linspace(0.5, 1, lq.shape[-1])
+        out: Tensor = self.body(lq * self.kept)
+        return out
+
+
+def test_a_model_can_be_trained_after_it_was_wrapped() -> None:
+    model = Keeper()
+    buffer = model.calls
+    wrap(model, scale=1)(torch.rand(3, 8, 8))
+    assert model.calls is buffer
+    assert model.calls == 0
+    model(torch.rand(1, 3, 8, 8)).sum().backward()
+    assert model.body.weight.grad is not None
+
+
+def test_a_model_may_take_gradients_inside() -> None:
+    def guided(lq: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = lq.detach().requires_grad_()
+            step = torch.autograd.grad(x.square().sum(), x)[0]
+        return lq - 0.1 * step
+
+    lq = torch.rand(3, 8, 8)
+    restored = wrap(guided, scale=1)(lq).restored
+    assert torch.allclose(restored[0], 0.8 * lq)
+    weight = torch.ones(1, requires_grad=True)
+    (restored * weight).sum().backward()  # results serve later training
+    assert weight.grad is not None
+
+
+def test_numpy_and_python_draws_come_from_the_seed_too() -> None:
+    import random
+
+    def noisy(lq: Tensor) -> Tensor:
+        return (lq + 0.1 * np.random.rand() + 0.1 * random.random()) / 2  # noqa: NPY002
+
+    before = np.random.get_state()[1].copy(), random.getstate()  # type: ignore[index] # noqa: NPY002
+    robust, lq = wrap(noisy, scale=1), torch.rand(3, 8, 8)
+    assert torch.equal(robust(lq, seed=3).restored, robust(lq, seed=3).restored)
+    assert not torch.equal(robust(lq, seed=3).restored, robust(lq, seed=4).restored)
+    assert np.array_equal(np.random.get_state()[1], before[0])  # type: ignore[index] # noqa: NPY002
+    assert random.getstate() == before[1]
+
+
+def test_a_module_whose_first_tensor_is_not_floating() -> None:
+    class Indexed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.order = nn.Parameter(torch.tensor([2, 1, 0]), requires_grad=False)
+            self.register_buffer("gain", torch.tensor(0.5, dtype=torch.float64))
+
+        def forward(self, lq: Tensor) -> Tensor:
+            assert lq.dtype == torch.float64
+            return lq[:, self.order] * self.get_buffer("gain")
+
+    lq = torch.rand(3, 4, 4)
+    result = wrap(Indexed())(lq)
+    assert torch.allclose(result.restored[0], lq.flip(0) / 2)
+    assert result.used.dtype == "float64"

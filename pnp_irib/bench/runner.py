@@ -79,7 +79,7 @@ def run_bench(config: BenchConfig, *, on_progress: Callable[[int, int], None] | 
     profile = preset(config.preset)
     _check_seeds(config.seeds)
     paths = _pictures(config.data)[: config.limit]
-    wrapped = wrap(config.restorer, projector=config.projector, lfo=config.lfo, dtype=config.dtype)
+    wrapped = wrap(config.restorer, projector=config.projector, lfo=config.lfo).to(dtype=config.dtype)
     if wrapped.projector is None and config.projector != "none":
         raise ConfigError(
             f"nothing to compare: the projector is {wrapped.describe_projector()}. Name one with --projector local-dir:PATH, "

@@ -16,7 +16,6 @@ from pnp_irib.cli.messages import line, reason_of
 from pnp_irib.errors import PnPIribError
 from pnp_irib.images.io import write_picture
 from pnp_irib.result import Restoration
-from pnp_irib.runtime import choose_device
 from pnp_irib.wrapper import WrappedRestorer, wrap
 
 __all__ = ["Job", "run"]
@@ -42,9 +41,7 @@ def run(job: Job, model: dict[str, str], options: dict[str, Any]) -> int:
         PnPIribError: options or models are wrong, before any picture is touched.
     """
     tasks = plan(job.inputs, job.output, job.format)
-    restorer = wrap(
-        model["restorer"], projector=model["projector"], device=choose_device(model["device"]), dtype=model["dtype"]
-    )
+    restorer = wrap(model["restorer"], projector=model["projector"]).to(model["device"], model["dtype"])
     restorer.check_options(**{name: options[name] for name in ("scale", "strength", "seed", "tile")})
     if not job.as_json:
         sys.stderr.write(f"{restorer!r}\n")

@@ -371,3 +371,29 @@ def test_a_restorer_that_lists_no_weights_has_no_size(tmp_path: Path) -> None:
     environment = ENVIRONMENT | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run([COMMAND, "models"], capture_output=True, text=True, check=False, env=environment)
     assert done.stdout.splitlines()[1].split() == ["bare", "x2", "none", "MIT", "yes", "-", "-"]
+
+
+def test_a_restorer_of_another_package_needs_no_options(tmp_path: Path) -> None:
+    info = tmp_path / "plain_sr-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plain-sr\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[pnp_irib.restorers]\nplain = plain_sr:SPEC\n")
+    (tmp_path / "plain_sr.py").write_text(
+        "from pnp_irib.spec import Licence, RestorerSpec\n"
+        "MIT = Licence(name='MIT', commercial=True)\n"
+        "BOTH = {'code_licence': MIT, 'weights_licence': MIT}\n"
+        "SPEC = RestorerSpec(name='plain', title='P', factory='plain_sr:load', scale=2, **BOTH)\n"
+        "class Plain:\n"
+        "    spec = SPEC\n"
+        "    def to(self, device=None, dtype=None): return self\n"
+        "    def restore(self, lq, *, scale=None, prompts=None, noise=None):\n"
+        "        return lq.repeat_interleave(2, 2).repeat_interleave(2, 3)\n"
+        "def load(): return Plain()\n"
+    )
+    Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(tmp_path / "a.png")
+    environment = ENVIRONMENT | {"PYTHONPATH": str(tmp_path)}
+    command = [str(COMMAND), "restore", str(tmp_path / "a.png"), "-o", str(tmp_path / "b.png"), "--restorer", "plain"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "b.png") as image:
+        assert image.size == (10, 8)
