@@ -219,3 +219,20 @@ def test_refuses_wrong_counts(elq: Tensor) -> None:
 def test_one_string_for_a_batch_is_refused(elq: Tensor) -> None:
     with pytest.raises(InputError, match="one prompt per picture"):
         LookForwardOnce().run(elq, Brighten(), Y, prompts="abc")  # three letters for three pictures
+
+
+def test_a_new_embedding_is_news() -> None:
+    embeddings = iter([torch.zeros(2), torch.ones(2), torch.ones(2), torch.zeros(2)])
+    extractor = CallablePrompt(lambda pictures: [Prompt("", embedding=next(embeddings))])
+    result = LookForwardOnce(5).run(torch.rand(1, 3, 4, 4), lambda pictures, prompts: pictures, extractor)
+    assert len(result.trace[0]) == 2  # the second look sees ones, the third the same again
+
+
+def test_an_extractor_may_work_in_place() -> None:
+    def vandal(pictures: Tensor) -> list[str]:
+        pictures.zero_()
+        return ["x"] * len(pictures)
+
+    elq = torch.rand(2, 3, 4, 4)
+    result = LookForwardOnce(1).run(elq.clone(), lambda pictures, prompts: pictures, CallablePrompt(vandal))
+    assert torch.equal(result.lq, elq)

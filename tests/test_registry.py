@@ -149,3 +149,24 @@ def test_specs_know_what_a_user_asks_first() -> None:
             assert file.size
             assert file.sha256
             assert file.places
+
+
+@pytest.mark.parametrize("factory", ["no_such_module:load", "half_sr:no_such_function"])
+def test_a_factory_that_cannot_be_loaded_is_told(tmp_path: Path, factory: str) -> None:
+    code = GOOD.format(name="half-x2", module="half_sr").replace("half_sr:load", factory)
+    install(tmp_path, "half-sr", {"half-x2": "half_sr:SPEC"}, {"half_sr": code})
+    out = run(
+        "from pnp_irib import load_restorer\n"
+        "from pnp_irib.errors import BrokenPluginError\n"
+        "try: load_restorer('half-x2')\n"
+        "except BrokenPluginError as e: print(e)",
+        tmp_path,
+    )
+    assert out.startswith(f"the factory {factory} of restorer 'half-x2' cannot be loaded: ")
+    assert len(out.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["hf-hub:owner/repo", "local-dir:/weights"])
+def test_places_are_no_restorers(name: str) -> None:
+    with pytest.raises(UnknownRestorerError, match=r"is a place.*weights='hf-hub:owner/repo/file'"):
+        load_restorer(name)

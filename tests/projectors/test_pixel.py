@@ -166,3 +166,18 @@ def test_large_pictures_are_tiled_without_seams() -> None:
 def test_impossible_sizes_are_refused(sizes: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         PixelArchitecture.model_validate(SMALL.model_dump() | sizes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes(dtype: torch.dtype) -> None:
+    projector = PixelProjector(SMALL)
+    picture = torch.rand(1, 3, 9, 8)
+    with torch.no_grad():
+        projector.head.weight.normal_(0, 0.05, generator=torch.Generator().manual_seed(2))
+        projected = projector.project(picture)
+        given = projector.project(picture.to(dtype))
+        assert given.dtype == dtype
+        assert (given.float() - projected).abs().max() < 0.02
+        moved = projector.to(dtype).project(picture)
+    assert moved.dtype == torch.float32
+    assert (moved - projected).abs().max() < 0.05

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from pnp_irib import PRESETS, Projector
 from pnp_irib.errors import WeightsError
 from pnp_irib.projectors import PixelProjector
-from pnp_irib.projectors.base import FORMAT, Provenance, SourceFile
+from pnp_irib.projectors.base import FORMAT, Architecture, Provenance, SourceFile
 from pnp_irib.projectors.pixel import PixelArchitecture
 from pnp_irib.prompts import Prompt
 
@@ -233,3 +233,47 @@ def test_another_class_is_refused(folder: Path) -> None:
 
     with pytest.raises(WeightsError, match="'pixel', not a Other"):
         Other.from_pretrained(folder)
+
+
+class Shade(Architecture):
+    kind: Literal["shade"] = "shade"
+    by: float = 0.5
+
+
+class Shader(Projector):
+    """A projector of another package."""
+
+    config_class = Shade
+    architecture: Shade
+
+    def __init__(self, architecture: Shade | None = None) -> None:
+        super().__init__()
+        self.architecture = architecture or Shade()
+        self.gain = torch.nn.Parameter(torch.tensor(self.architecture.by))
+
+    def forward(self, elq: Tensor, prompts: Sequence[Prompt | None] | None = None) -> Tensor:
+        return self.gain * elq
+
+
+def test_projectors_of_other_packages_are_saved_and_loaded(tmp_path: Path) -> None:
+    Shader(Shade(by=0.25)).save_pretrained(tmp_path)
+    for loaded in (Shader.from_pretrained(tmp_path), Projector.from_pretrained(tmp_path)):
+        assert isinstance(loaded, Shader)
+        assert torch.equal(loaded.project(torch.ones(1, 3, 2, 2)), torch.full((1, 3, 2, 2), 0.25))
+    with pytest.raises(WeightsError, match="not a PixelProjector"):
+        PixelProjector.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [["float32"], "int64", "complex64", None])
+def test_dtypes_that_are_no_weights(tmp_path: Path, dtype: Any) -> None:
+    Shader().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["weights"]["dtype"] = dtype
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match="expected one of float32"):
+        Projector.from_pretrained(tmp_path)
+
+
+def test_sizes_that_would_take_all_memory_are_refused() -> None:
+    with pytest.raises(ValueError, match="M weights; at most"):
+        PixelArchitecture(widths=(2048, 2048), encoder_blocks=(64,), middle_blocks=64, decoder_blocks=(64,))

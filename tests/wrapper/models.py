@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +42,7 @@ class Stated:
         self.seen: list[Tensor] = []
         self.prompts: list[Any] = []
 
-    def to(self, device: Any = None, dtype: Any = None) -> Stated:
+    def to(self, device: Any = None, dtype: Any = None) -> Self:
         return self
 
     def restore(

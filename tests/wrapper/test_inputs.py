@@ -152,3 +152,18 @@ def test_prompts_that_do_not_match(projector: PixelProjector) -> None:
         robust([draw(3, 3), draw(3, 3)], prompt=["a"])
     with pytest.raises(InputError, match="got 1 for 2 pictures"):
         robust.restore(draw(3, 3).repeat(2, 1, 1, 1), prompts=[Prompt("a")])
+
+
+def test_numbers_and_arrays_of_numpy(projector: PixelProjector) -> None:
+    robust = wrap(Stated(), projector=projector)
+    picture = np.random.default_rng(0).integers(0, 2**16, (5, 6, 3), dtype=np.uint16)
+    given: Any = {"strength": np.float32(0.5), "seed": np.int64(3), "scale": np.int64(2), "lfo": np.int64(0)}
+        "strength": np.float32(0.5),
+        "seed": np.int64(3),
+        "scale": np.int64(2),
+        "tile": np.int64(32),
+        "lfo": np.int64(0),
+    }
+    expected = robust(picture, strength=0.5, seed=3, scale=2).restored
+    assert torch.equal(robust(picture, **given).restored, expected)
+    assert torch.equal(robust(picture.astype(">u2"), **given).restored, expected)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pnp_irib.look_forward import LookForwardOnce
 from pnp_irib.projectors import PixelProjector
 from pnp_irib.prompts import Prompt
 from pnp_irib.wrapper import wrap
@@ -51,3 +52,17 @@ def test_no_projector_means_no_look_forward() -> None:
     result = wrap(Stated(), projector=None, extractor=caption)(draw(5, 5), lfo=2)
     assert result.trace == ()
     assert not asked
+
+
+def test_rounds_may_be_stated_as_an_object(projector: PixelProjector) -> None:
+    robust = wrap(Stated(), projector=projector, extractor=counting(), lfo=LookForwardOnce(1))
+    assert robust(draw(6, 6)).used.lfo == 1
+    assert robust(draw(6, 6), lfo=LookForwardOnce(2)).used.lfo == 2
+    assert robust(draw(6, 6), lfo=2, strength=0).used.lfo == 0
+
+
+def test_without_projector_the_restorer_still_gets_the_prompt_read_off() -> None:
+    restorer = Stated(prompts="required")
+    result = wrap(restorer, projector=None, extractor=counting())(draw(6, 6))
+    assert str(result.prompt) == "word0"
+    assert restorer.prompts[-1] == [result.prompt]

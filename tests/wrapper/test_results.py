@@ -66,3 +66,9 @@ def test_moving(projector: PixelProjector) -> None:
     assert next(model.parameters()).dtype == torch.float64
     assert next(projector.parameters()).dtype == torch.float32
     assert robust(draw(5, 5)).restored.dtype == torch.float32
+
+
+def test_several_results_show_themselves_too() -> None:
+    robust = wrap(Stated(), projector=None)
+    assert robust([draw(4, 4), draw(5, 4)])._repr_html_().count("data:image/png;base64,") == 2
+    assert repr(robust([])) == "Restorations: none"

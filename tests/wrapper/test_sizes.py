@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -103,3 +104,21 @@ def test_a_tiled_photograph_is_within_1_of_untiled(compact: Restorer, photo: Ten
     tiles = robust(crop, tile=64)
     assert tiles.used.tile == 64
     assert (tiles.restored - robust(crop, tile=None).restored).abs().max() < 1 / 255
+
+
+def test_a_restorer_that_gives_another_size_is_told() -> None:
+    class Wrong(Stated):
+        def restore(self, lq: Tensor, **_: Any) -> Tensor:
+            return lq
+
+    with pytest.raises(InputError, match=r"stated gave \(1, 3, 4, 5\), expected \(1, 3, 8, 10\)"):
+        wrap(Wrong(), projector=None)(draw(4, 5))
+
+
+def test_the_scale_that_a_restorer_of_any_scale_chose_is_told() -> None:
+    class Own(Stated):
+        def restore(self, lq: Tensor, **options: Any) -> Tensor:
+            return super().restore(lq, **(options | {"scale": 3}))
+
+    result = wrap(Own(scale=None), projector=None)(draw(4, 5))
+    assert result.used.scale == 3
