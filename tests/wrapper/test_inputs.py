@@ -157,7 +157,7 @@ def test_prompts_that_do_not_match(projector: PixelProjector) -> None:
 def test_numbers_and_arrays_of_numpy(projector: PixelProjector) -> None:
     robust = wrap(Stated(), projector=projector)
     picture = np.random.default_rng(0).integers(0, 2**16, (5, 6, 3), dtype=np.uint16)
-    given: Any = {"strength": np.float32(0.5), "seed": np.int64(3), "scale": np.int64(2), "lfo": np.int64(0)}
+    given: Any = {
         "strength": np.float32(0.5),
         "seed": np.int64(3),
         "scale": np.int64(2),
