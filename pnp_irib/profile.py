@@ -287,6 +287,8 @@ def preset(profile: str | DegradationProfile | dict[str, Any]) -> DegradationPro
             return DegradationProfile.model_validate(profile)
         except ValidationError as error:
             raise ConfigError(f"this is not a degradation profile: {error}") from error
+    if not isinstance(profile, str):
+        raise ConfigError(f"{profile!r:.40} is no degradation; expected a preset ({', '.join(PRESETS)}) or a profile.")
     if profile not in PRESETS:
         hint = did_you_mean(profile, PRESETS)
         raise ConfigError(f"no degradation preset named {profile!r}. {hint}Known: {', '.join(PRESETS)}.")

@@ -45,6 +45,8 @@ def degrade(
         InputError: wrong shape, dtype or range, a number of seeds other than N, or a seed or scale out of range.
     """
     _check_form(hq)
+    if not isinstance(seeds, Sequence | Tensor) or isinstance(seeds, str):
+        raise InputError(f"seeds={seeds!r:.40}: expected a list with one whole number for each picture.")
     if len(seeds) != hq.shape[0]:
         raise InputError(f"{len(seeds)} seeds for {hq.shape[0]} pictures; give one seed for each.")
     plans = [draw(profile, hq.shape[-2:], seed, scale=scale) for seed in seeds]
@@ -127,6 +129,8 @@ def _run(step: Step, picture: Tensor) -> Tensor:
 
 
 def _check_form(hq: Tensor) -> None:
+    if not isinstance(hq, Tensor):
+        raise InputError(f"hq is a {type(hq).__name__}; expected a torch.Tensor (N, 3, H, W) in [0, 1].")
     if hq.ndim != 4 or hq.shape[1] != 3 or 0 in hq.shape:
         raise InputError(f"hq has shape {tuple(hq.shape)}; expected (N, 3, H, W), RGB, not empty.")
     if not hq.is_floating_point():
@@ -135,9 +139,10 @@ def _check_form(hq: Tensor) -> None:
 
 def _check_range(hq: Tensor, *, overshoot: bool) -> None:
     low, high = torch.aminmax(hq.detach())
-    limits = (float("-inf"), float("inf")) if overshoot else (0.0, 1.0)
-    if not (low >= limits[0] and high <= limits[1]):  # this way round NaN is refused as well
-        raise InputError(f"hq must lie in [0, 1]; its range is [{float(low):.3g}, {float(high):.3g}].")
+    within = bool(torch.isfinite(low) & torch.isfinite(high)) if overshoot else (low >= 0 and high <= 1)  # NaN is not
+    if not within:
+        expected = "be finite" if overshoot else "lie in [0, 1]"
+        raise InputError(f"hq must {expected}; its range is [{float(low):.3g}, {float(high):.3g}].")
 
 
 def _check_plans(hq: Tensor, plans: Sequence[Plan]) -> None:

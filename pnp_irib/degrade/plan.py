@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal
 
 from pnp_irib.degrade.kernels import Kernel, draw_kernel, draw_sinc
@@ -103,8 +106,12 @@ def draw(profile: str | DegradationProfile | dict[str, Any], size: Sequence[int]
     profile = preset(profile)
     if len(size) != 2 or min(size) < 1:
         raise InputError(f"size={tuple(size)}: expected (height, width), each at least 1 pixel.")
-    if scale < 1:
+    if not (isinstance(scale, Real) and 1 <= scale < math.inf):
         raise InputError(f"scale={scale}: must be 1 or more (HQ size over LQ size).")
+    try:
+        seed = operator.index(seed)
+    except TypeError:
+        raise InputError(f"seed={seed!r:.40}: expected a whole number from 0 to 2**64 - 1.") from None
     size = (size[0], size[1])  # a torch.Size prints differently
     lq_size = (max(1, round(size[0] / scale)), max(1, round(size[1] / scale)))
     stream = Stream(seed)

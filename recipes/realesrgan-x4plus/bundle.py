@@ -1,7 +1,7 @@
 """Put a trained projector into the library, with its model card.
 
     python recipes/realesrgan-x4plus/bundle.py --checkpoint runs/hq/projector --sources DATA/train/SOURCES.csv \
-        --reports out/bench-extreme/bench.json out/bench-light/bench.json
+        --gate CLOSED OPEN --reports out/bench-extreme/bench.json out/bench-light/bench.json
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pnp_irib.bench import METRICS
-from pnp_irib.projectors import Projector
+from pnp_irib.projectors import PixelProjector
 
 HERE = Path(__file__).parent
 NAME = "pixel-x4plus"
@@ -51,13 +54,25 @@ def measured(path: Path) -> list[str]:
     return [*lines, ""]
 
 
+def set_gate(projector: PixelProjector, closed: float, opened: float) -> None:
+    """Let the gate be shut at the severity ``closed`` and below, fully open at ``opened`` and above (logits)."""
+    edge = math.log(11)  # where `gate_of` reaches its ends
+    gain = 2 * edge / (opened - closed)
+    with torch.no_grad():
+        projector.gate.bias.copy_(gain * (projector.gate.bias - closed) - edge)
+        projector.gate.weight.mul_(gain)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--sources", type=Path, required=True)
+    parser.add_argument("--gate", type=float, nargs=2, metavar=("CLOSED", "OPEN"), help="severities where the gate ends")
     parser.add_argument("--reports", type=Path, nargs="*", default=[])
     args = parser.parse_args()
-    projector = Projector.from_pretrained(args.checkpoint)
+    projector = PixelProjector.from_pretrained(args.checkpoint)
+    if args.gate:
+        set_gate(projector, *args.gate)
     projector.provenance = projector.provenance.model_copy(update={"name": NAME, "licence": "apache-2.0"})
     card = [projector.card(), "## Terms", "", TERMS, "", "## Training pictures", "", *sources(args.sources), ""]
     card += ["## Training", "", (HERE / "README.md").read_text().split("\n", 2)[2].strip(), ""]

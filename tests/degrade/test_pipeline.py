@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from pnp_irib.degrade import BlurStep, JpegStep, Kernel, NoiseStep, Plan, ResizeStep, Step, apply, degrade, draw, mean_channel
 from pnp_irib.degrade.jpeg import jpeg
-from pnp_irib.errors import InputError
+from pnp_irib.errors import ConfigError, InputError
 from pnp_irib.profile import PRESETS
 
 ALL = pytest.mark.parametrize("name", list(PRESETS))
@@ -171,3 +172,21 @@ def test_wrong_plans_are_refused(scene: Tensor) -> None:
         apply(scene, [draw("light", (64, 64), 0)])
     with pytest.raises(InputError, match="one LQ size"):
         apply(batch(scene)[:2], [draw("light", (64, 96), 0), draw("light", (64, 96), 0, scale=2)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "found"),
+    [
+        ({"hq": [[1.0]]}, InputError, "hq is a list"),
+        ({"seeds": 1}, InputError, "seeds=1: expected a list"),
+        ({"seeds": [1.5]}, InputError, r"seed=1\.5: expected a whole number"),
+        ({"scale": float("nan")}, InputError, "scale=nan"),
+        ({"profile": 3}, ConfigError, "3 is no degradation; expected a preset"),
+        ({"profile": None}, ConfigError, "None is no degradation"),
+        ({"hq": torch.full((1, 3, 8, 8), float("inf")), "differentiable": True}, InputError, "must be finite"),
+    ],
+)
+def test_arguments_of_another_kind_are_told(arguments: dict[str, Any], error: type[Exception], found: str) -> None:
+    given: dict[str, Any] = {"hq": torch.rand(1, 3, 8, 8), "profile": "light", "seeds": [1]} | arguments
+    with pytest.raises(error, match=found):
+        degrade(given.pop("hq"), given.pop("profile"), **given)
