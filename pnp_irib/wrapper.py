@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -12,14 +10,13 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
+from pnp_irib.any_size import auto_tile, finish, restore_any_size
 from pnp_irib.errors import BrokenPluginError, ConfigError, InputError, WrapError
 from pnp_irib.foreign import ForeignRestorer
 from pnp_irib.hub import choose_projector
-from pnp_irib.images.padding import pad_to
 from pnp_irib.images.resize import resize
 from pnp_irib.images.sources import read_source, single_source
 from pnp_irib.images.tensors import check_picture, output_size
-from pnp_irib.images.tiling import tile_for_budget, tiled
 from pnp_irib.look_forward import LookForwardOnce, LookForwardRound
 from pnp_irib.noise import SeededNoise
 from pnp_irib.projectors import Projector
@@ -36,9 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["WrappedRestorer", "wrap"]
 
 MAX_OUTPUT_PIXELS = 72_000_000  # 8192 x 8192 and a little
-HALF_ABOVE = 32_000_000  # outputs with more pixels are kept in float16: its steps are far below 1/255
-RANGE_SLACK, RANGE_SHARE = 0.1, 0.2  # a fifth of the values this far outside [0, 1]: another range, not an overshoot
-TILE_BUDGET = 2**29  # working memory of the restorer above which "auto" tiles, bytes
 
 
 def wrap(
@@ -168,7 +162,7 @@ class WrappedRestorer:
     ) -> Tensor:
         """Project, then restore, under the caller's grad mode; see `Restorer`. Looks forward as often as ``lfo`` says."""
         estimate, final_prompts, _ = self._look(lq, prompts, self.look_forward, strength=1.0)
-        return self._restore(estimate, scale=scale, prompts=final_prompts, noise=noise, tile=None)
+        return restore_any_size(self.restorer, estimate, scale=scale, prompts=final_prompts, noise=noise)
 
     def __call__(
         self,
@@ -233,12 +227,16 @@ class WrappedRestorer:
         height, width = elq.shape[-2:]
         factor = self._factor(scale, height, width, max_output_pixels)
         rounds = self.look_forward if lfo is None else _rounds(lfo)
-        side = self._tile(tile, height, width)
+        if isinstance(tile, str):
+            side = auto_tile(self.restorer, height, width)
+        else:
+            side = int(tile) if tile is not None and max(height, width) > tile else None
         with watch.stage("project"):
             estimate, prompts, trace = self._look(elq, [Prompt.parse(prompt)], rounds, strength=strength)
         with watch.stage("restore"):
-            restored = self._restore(estimate, scale=scale, prompts=prompts, noise=SeededNoise([int(seed)]), tile=side)
-            restored = _finished(restored, self.restorer.spec.name, ours=side is not None)
+            noise = SeededNoise([int(seed)])
+            restored = restore_any_size(self.restorer, estimate, scale=scale, prompts=prompts, noise=noise, tile=side)
+            restored = finish(restored, self.restorer.spec.name, ours=side is not None)
         if self.restorer.spec.scale is None and scale is None:
             factor = restored.shape[-1] / width  # whatever the restorer chose
         else:
@@ -283,54 +281,6 @@ class WrappedRestorer:
             self._tags = load_extractor("imagenet-tags")
         return self._tags if rounds else load_extractor("none")
 
-    def _restore(
-        self,
-        lq: Tensor,
-        *,
-        scale: float | None,
-        prompts: Sequence[Prompt | None] | None,
-        noise: NoiseSource | None,
-        tile: int | None,
-    ) -> Tensor:
-        spec = self.restorer.spec
-        restore = self.restorer.restore
-        padded = pad_to(lq, multiple_of=spec.multiple_of, min_size=spec.min_size)
-        if tile is None and padded is lq:
-            return restore(lq, scale=scale, prompts=prompts, noise=noise)
-        native = spec.scale
-        if native is None:  # any scale: pad, restore at it, cut
-            factor = 1.0 if scale is None else scale
-            restored = restore(padded, scale=scale, prompts=prompts, noise=noise)
-            height, width = output_size(lq.shape[-2], lq.shape[-1], factor)
-            return restored[..., :height, :width]
-        if tile is None:
-            restored = restore(padded, prompts=prompts, noise=noise)
-        else:
-            restored = self._restore_tiled(lq, native, tile, prompts, noise)
-        restored = restored[..., : lq.shape[-2] * native, : lq.shape[-1] * native]
-        return restored if scale is None else resize(restored, output_size(lq.shape[-2], lq.shape[-1], scale))
-
-    def _restore_tiled(
-        self,
-        lq: Tensor,
-        native: int,
-        tile: int,
-        prompts: Sequence[Prompt | None] | None,
-        noise: NoiseSource | None,
-    ) -> Tensor:
-        spec = self.restorer.spec
-        dtype = torch.float16 if lq.shape[-2] * lq.shape[-1] * native**2 > HALF_ABOVE else lq.dtype
-        if isinstance(self.restorer, TilingRestorer):
-            grown = pad_to(lq, multiple_of=spec.multiple_of, min_size=spec.min_size)
-            return self.restorer.restore_tiled(grown, tile=tile, dtype=dtype)
-
-        def one(part: Tensor) -> Tensor:
-            grown = pad_to(part, multiple_of=spec.multiple_of, min_size=spec.min_size)
-            out = self.restorer.restore(grown, prompts=prompts, noise=noise)
-            return out[..., : part.shape[-2] * native, : part.shape[-1] * native]
-
-        return tiled(one, lq, tile=tile, halo=spec.tile_halo, scale=native, dtype=dtype)
-
     def _check_size(self, restored: Tensor, expected: tuple[int, int]) -> None:
         found = tuple(restored.shape)
         if found != (1, 3, *expected):
@@ -358,17 +308,6 @@ class WrappedRestorer:
             raise InputError(f"tile={tile!r}: expected 'auto', None, or a side of at least 16 pixels.")
         if spec.scale is None or (spec.tiling == "internal" and not isinstance(self.restorer, TilingRestorer)):
             raise InputError(f"{spec.name} cannot be tiled from outside; leave tile='auto'.")
-
-    def _tile(self, tile: int | str | None, height: int, width: int) -> int | None:
-        """Side of the tiles; None: the picture in one piece."""
-        if isinstance(tile, Integral):
-            return int(tile) if max(height, width) > tile else None
-        spec = self.restorer.spec
-        own = isinstance(self.restorer, TilingRestorer)
-        if tile is None or spec.bytes_per_pixel is None or spec.scale is None or not (own or spec.tiling == "supported"):
-            return None
-        halo = 0 if own else spec.tile_halo
-        return tile_for_budget(height, width, bytes_per_pixel=spec.bytes_per_pixel, budget=TILE_BUDGET, halo=halo)
 
     def _factor(self, scale: float | None, height: int, width: int, max_output_pixels: int | None) -> float:
         """The enlargement, if its result stays below the cap."""
@@ -428,28 +367,3 @@ def _one_each(prompt: str | Prompt | Sequence[str | Prompt | None] | None, count
     if len(prompt) != count:
         raise InputError(f"{len(prompt)} prompts for {count} pictures; give one for all, or one each.")
     return list(prompt)
-
-
-def _finished(restored: Tensor, name: str, *, ours: bool) -> Tensor:
-    """On the CPU, in [0, 1]. Only tensors put together from tiles, which can be huge, are changed in place.
-
-    Raises:
-        InputError: the restorer gave values that are not finite.
-    """
-    if not (isinstance(restored, Tensor) and restored.is_floating_point()):
-        kind = restored.dtype if isinstance(restored, Tensor) else type(restored).__name__
-        raise InputError(f"{name} gave {kind}; expected a floating-point tensor of pictures.")
-    low, high = (value.item() for value in torch.aminmax(restored))
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise InputError(f"{name} gave values that are not finite. Run it in float32: .to(dtype=torch.float32).")
-    if low >= 0 and high <= 1:
-        return (restored if ours and restored.dtype == torch.float16 else restored.float()).cpu()
-    sample = restored[..., ::8, ::8]
-    if ((sample < -RANGE_SLACK) | (sample > 1 + RANGE_SLACK)).float().mean() > RANGE_SHARE:
-        warnings.warn(
-            f"{name} gave values from {low:.3g} to {high:.3g}; what is outside [0, 1] is cut off. Where a model uses another "
-            "range, wrap a function around it that takes and gives [0, 1].",
-            stacklevel=5,
-        )
-    clamped = restored.clamp_(0, 1) if ours else restored.clamp(0, 1)
-    return (clamped if ours and clamped.dtype == torch.float16 else clamped.float()).cpu()

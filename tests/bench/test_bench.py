@@ -186,7 +186,7 @@ def test_what_cannot_be_measured_says_why(
 
 
 def test_auto_without_a_projector_is_refused(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pnp_irib.wrapper.bundled_projectors", dict)
+    monkeypatch.setattr("pnp_irib.hub.bundled_projectors", dict)
     with pytest.raises(ConfigError, match="--projector none"):
         run_bench(config(photographs, "auto"))
     assert run_bench(config(photographs, "none", limit=1)).pictures == 1  # as the message advises
