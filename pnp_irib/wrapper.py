@@ -85,7 +85,10 @@ def wrap(
             f"{restorer!r:.80} ({type(restorer).__name__}) cannot be wrapped. Tried: a registered name, a Restorer, a "
             f"torch module, a function from (N, 3, H, W) to (N, 3, s*H, s*W). Write such a function around it and wrap that."
         )
-    chosen, why = choose_projector(projector, loaded.spec)
+    if projector == "auto" and isinstance(loaded, WrappedRestorer):
+        chosen, why = None, "it is wrapped already"
+    else:
+        chosen, why = choose_projector(projector, loaded.spec)
     return WrappedRestorer(loaded, chosen, why=why, lfo=lfo, extractor=extractor)
 
 

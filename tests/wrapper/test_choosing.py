@@ -20,6 +20,12 @@ def test_a_wrapped_restorer_is_a_restorer(projector: PixelProjector) -> None:
     assert torch.equal(twice(draw(5, 5)).restored, robust(draw(5, 5)).restored)
 
 
+def test_wrapping_twice_projects_once() -> None:
+    twice = wrap(wrap("realesr-animevideov3"))
+    assert twice.projector is None
+    assert "it is wrapped already" in repr(twice)
+
+
 def test_projector_none_by_any_name() -> None:
     for none in (None, "none"):
         assert wrap(Stated(), projector=none).projector is None
