@@ -15,7 +15,7 @@ from pnp_irib.cli.files import Task, plan
 from pnp_irib.cli.messages import line, reason_of
 from pnp_irib.errors import PnPIribError
 from pnp_irib.images.io import write_picture
-from pnp_irib.result import Restoration
+from pnp_irib.result import Restoration, comparison
 from pnp_irib.wrapper import WrappedRestorer, wrap
 
 __all__ = ["Job", "run"]
@@ -92,8 +92,6 @@ def _one(restorer: WrappedRestorer, task: Task, job: Job, options: dict[str, Any
 
 
 def _write_comparison(result: Restoration, target: Path) -> Path:
-    from pnp_irib.result import comparison
-
     path = target.with_name(f"{target.name}.compare.png")
     write_picture(comparison([result.picture.rgb, result.lq, result.restored]), path)
     return path
