@@ -95,7 +95,7 @@ class ForeignRestorer:
         prompts: Sequence[Prompt | None] | None = None,
         noise: NoiseSource | None = None,
     ) -> Tensor:
-        """See `pnp_irib.Restorer`. Prompts are not passed on.
+        """See `pnp_irib.Restorer`. Prompts are not passed on. Without ``noise`` a batch is one call, with the seed 0.
 
         Raises:
             InputError: the output is not (N, 3, scale*H, scale*W).

@@ -163,7 +163,12 @@ class WrappedRestorer:
         prompts: Sequence[Prompt | None] | None = None,
         noise: NoiseSource | None = None,
     ) -> Tensor:
-        """Project, then restore, under the caller's grad mode; see `Restorer`. Looks forward as often as ``lfo`` says."""
+        """Project, then restore, under the caller's grad mode; see `Restorer`. Looks forward as often as ``lfo`` says.
+
+        Raises:
+            InputError: the scale is not acceptable.
+        """
+        self.check_options(scale=scale, strength=1.0, seed=0, tile=None)
         estimate, final_prompts, _ = self._look(lq, prompts, self.look_forward, strength=1.0)
         return restore_any_size(self.restorer, estimate, scale=scale, prompts=final_prompts, noise=noise)
 

@@ -137,6 +137,11 @@ def test_options_out_of_range_are_refused_with_advice(projector: PixelProjector,
         wrap(Stated(), projector=projector)(draw(5, 5), **options)
 
 
+def test_as_a_restorer_too_it_refuses_an_impossible_scale(projector: PixelProjector) -> None:
+    with pytest.raises(InputError, match="above 0, at most 64"):
+        wrap(Stated(), projector=projector).restore(draw(5, 5), scale=-1)
+
+
 def test_every_source_keeps_the_cap(tmp_path: Path) -> None:
     levels = np.zeros((5, 5, 3), np.uint8)
     Image.fromarray(levels).save(tmp_path / "a.png")
