@@ -7,9 +7,15 @@ Parameter names are those of the published files, so that these load strictly.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pnp_irib_realesrgan.winograd import FEWEST_PIXELS, WinogradRRDB, Workspaces
 
 __all__ = ["RRDBNet", "SRVGGNetCompact"]
 
@@ -76,14 +82,35 @@ class RRDBNet(nn.Module):
         self.conv_up2 = conv3x3(features, features)
         self.conv_hr = conv3x3(features, features)
         self.conv_last = conv3x3(features, 3)
+        self._transformed: list[WinogradRRDB] | None = None
+        self.register_load_state_dict_post_hook(lambda module, _: module._forget())  # type: ignore[no-untyped-call]
 
     def forward(self, lq: Tensor) -> Tensor:
-        """(N, 3, H, W) in [0, 1] to (N, 3, 4H, 4W)."""
-        first = self.conv_first(lq)
-        x = first + self.conv_body(self.body(first))
+        """(N, 3, H, W) in [0, 1] to (N, 3, 4H, 4W). Parameters are taken as fixed where no gradient is recorded."""
+        first = x = self.conv_first(lq)
+        for block in self._blocks(lq):
+            x = block(x)
+        x = first + self.conv_body(x)
         if torch.is_grad_enabled():
             return self._enlarge(x)
         return self._enlarge_in_strips(x, x.dtype)
+
+    def _blocks(self, lq: Tensor) -> Sequence[Callable[[Tensor], Tensor]]:
+        """The blocks in the form that is fastest for this picture."""
+        few = lq.shape[-2] * lq.shape[-1] < FEWEST_PIXELS
+        if torch.is_grad_enabled() or few or lq.device.type != "cpu" or lq.dtype != torch.float32:
+            return list(self.body)
+        if self._transformed is None:
+            self._transformed = [WinogradRRDB(block, SLOPE) for block in self.body if isinstance(block, RRDB)]
+        spaces: Workspaces = {}
+        return [partial(block, spaces=spaces) for block in self._transformed]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._forget()  # the parameters move or change their type
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return,no-untyped-call]
+
+    def _forget(self) -> None:
+        self._transformed = None
 
     def forward_in_strips(self, lq: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
         """The same in little memory: every block passes over strips of ``rows`` rows, with the context that it reaches.
@@ -93,7 +120,7 @@ class RRDBNet(nn.Module):
         H, W), is kept, and changed in place. For inference only; the result is of ``dtype``.
         """
         x = self.conv_first(lq)
-        for block in self.body:
+        for block in self._blocks(lq):
             _in_strips(block, x, rows, halo=RRDB_REACH)
         _in_strips(self.conv_body, x, rows, halo=1)
         for top in range(0, x.shape[2], rows):  # made again rather than kept
@@ -124,7 +151,7 @@ class RRDBNet(nn.Module):
         return restored
 
 
-def _in_strips(layer: nn.Module, x: Tensor, rows: int, *, halo: int) -> None:
+def _in_strips(layer: Callable[[Tensor], Tensor], x: Tensor, rows: int, *, halo: int) -> None:
     """Put ``layer(x)`` in the place of ``x``, (N, C, H, W), strip by strip; ``halo`` is what the layer reaches, rows."""
     height = x.shape[2]
     above = x[:, :, :0]
