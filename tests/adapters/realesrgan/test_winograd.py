@@ -67,5 +67,5 @@ def test_new_weights_and_dtypes_are_noticed(photo: Tensor) -> None:
         rounded = restorer.restore(crop)
     with torch.enable_grad():
         direct = restorer.restore(crop)
-    assert (rounded - after).abs().max() > 0.5 / 255
-    assert (rounded - direct).abs().max() < 0.1 / 255
+    assert (rounded - after).abs().max() > 0.2 / 255
+    assert (rounded - direct).abs().max() < 0.02 / 255
