@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pnp_irib.consistency import Consistency, consistency, heat_map
 from pnp_irib.images.io import Picture, to_pil, write_picture
 from pnp_irib.images.resize import resize
 from pnp_irib.look_forward import LookForwardRound
@@ -87,9 +88,23 @@ class Restoration:
         """
         return write_picture(self.restored, path, alpha=self.alpha, like=self.picture, format=format, quality=quality)
 
-    def comparison(self) -> Image:
-        """Input, what the restorer was given, and the restored picture side by side, at the restored size."""
-        return to_pil(comparison([self.picture.rgb, self.lq, self.restored]))
+    def comparison(self, *, consistency: bool = False) -> Image:
+        """Input, what the restorer was given, and the restored picture side by side, at the restored size.
+
+        Args:
+            consistency: put the map of `consistency` behind them.
+        """
+        pictures = [self.picture.rgb, self.lq, self.restored]
+        return to_pil(comparison([*pictures, heat_map(self.consistency(), self.restored)] if consistency else pictures))
+
+    def consistency(self) -> Consistency:
+        """Where the restored picture contradicts its input, see `pnp_irib.consistency.consistency`."""
+        return consistency(self.restored, self.picture.rgb)
+
+    @property
+    def consistency_image(self) -> Image:
+        """The map of `consistency` in colour, at the restored size."""
+        return to_pil(heat_map(self.consistency(), self.restored))
 
     def __repr__(self) -> str:
         height, width = self.picture.rgb.shape[-2:]

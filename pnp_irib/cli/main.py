@@ -101,6 +101,9 @@ def restore(
     dtype: Dtype = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
     compare: Annotated[bool, typer.Option("--compare", help="Also write input, LQ and result side by side.")] = False,
+    consistency: Annotated[
+        bool, typer.Option("--consistency", help="Also write where the result contradicts the input.")
+    ] = False,
     format: Annotated[str | None, typer.Option(help="png, jpg, webp, tif, bmp; default: that of the input.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")] = False,
@@ -121,7 +124,7 @@ def restore(
         "max_pixels": megapixels(max_pixels, "--max-pixels"),
         "max_output_pixels": megapixels(max_output_pixels, "--max-output-pixels"),
     }
-    job = Job(inputs, output, format, compare, overwrite, fail_fast, as_json)
+    job = Job(inputs, output, format, compare, consistency, overwrite, fail_fast, as_json)
     raise typer.Exit(run(job, {"restorer": restorer, "projector": projector, "device": device, "dtype": dtype}, options))
 
 

@@ -9,14 +9,18 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pnp_irib.cli.files import Task, plan
 from pnp_irib.cli.messages import line, reason_of
+from pnp_irib.consistency import heat_map
 from pnp_irib.errors import PnPIribError
 from pnp_irib.images.io import write_picture
 from pnp_irib.result import Restoration, comparison
 from pnp_irib.wrapper import WrappedRestorer, wrap
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Job", "run"]
 
@@ -29,6 +33,7 @@ class Job:
     output: Path
     format: str | None
     compare: bool
+    consistency: bool
     overwrite: bool
     fail_fast: bool
     as_json: bool
@@ -80,8 +85,14 @@ def _one(restorer: WrappedRestorer, task: Task, job: Job, options: dict[str, Any
         result: Restoration = restorer(task.source, **options)
         task.target.parent.mkdir(parents=True, exist_ok=True)
         notes = [*result.picture.notes, *result.save(task.target)]
+        panels = [result.picture.rgb, result.lq, result.restored]
+        if job.consistency:
+            found = result.consistency()
+            panels.append(heat_map(found, result.restored))
+            path = _write_beside(task.target, "consistency", panels[-1])
+            outcome["consistency"] = {"map": path, "mean": round(found.mean, 5), "worst": round(found.worst, 5)}
         if job.compare:
-            outcome["comparison"] = str(_write_comparison(result, task.target))
+            outcome["comparison"] = _write_beside(task.target, "compare", comparison(panels))
     except (PnPIribError, OSError, MemoryError) as error:
         return outcome | {"reason": reason_of(error)}
     except Exception as error:  # a fault of ours must not cost the user the rest of the folder
@@ -91,14 +102,18 @@ def _one(restorer: WrappedRestorer, task: Task, job: Job, options: dict[str, Any
     return outcome | {"status": "restored", "notes": notes, "prompt": prompt} | details
 
 
-def _write_comparison(result: Restoration, target: Path) -> Path:
-    path = target.with_name(f"{target.name}.compare.png")
-    write_picture(comparison([result.picture.rgb, result.lq, result.restored]), path)
-    return path
+def _write_beside(target: Path, kind: str, picture: Tensor) -> str:
+    path = target.with_name(f"{target.name}.{kind}.png")
+    write_picture(picture, path)
+    return str(path)
 
 
 def _line(outcome: dict[str, Any]) -> str:
     if outcome["status"] == "restored":
         text = f"{outcome['input']} -> {outcome['output']}  {outcome['seconds']:.1f} s"
+        if found := outcome.get("consistency"):
+            text += (
+                f"\n    contradicts its input by {255 * found['mean']:.1f}/255 on average, {255 * found['worst']:.0f} at worst"
+            )
         return text + "".join(f"\n    note: {note}" for note in outcome["notes"])
     return line(outcome["input"], outcome["status"], outcome["reason"])

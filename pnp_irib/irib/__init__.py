@@ -1,14 +1,13 @@
 """The objective that trains projectors."""
 
 from pnp_irib.irib.objective import Objective, ObjectiveConfig, Terms
-from pnp_irib.irib.terms import gate_supervision, gaussian_blur, hq_fidelity, hq_structure, lq_reconstruction
+from pnp_irib.irib.terms import gate_supervision, hq_fidelity, hq_structure, lq_reconstruction
 
 __all__ = [
     "Objective",
     "ObjectiveConfig",
     "Terms",
     "gate_supervision",
-    "gaussian_blur",
     "hq_fidelity",
     "hq_structure",
     "lq_reconstruction",

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pnp_irib.images.padding import reflect_pad
+from pnp_irib.images.blur import gaussian_blur
 from pnp_irib.images.ssim import scale_similarities
 
-__all__ = ["gate_supervision", "gaussian_blur", "hq_fidelity", "hq_structure", "lq_reconstruction"]
+__all__ = ["gate_supervision", "hq_fidelity", "hq_structure", "lq_reconstruction"]
 
 Norm = Literal["l1", "l2"]
-
-
-def gaussian_blur(picture: Tensor, sigma: float) -> Tensor:
-    """Separable Gaussian blur G_tau with reflected borders; (N, C, H, W), ``sigma`` in pixels."""
-    radius = max(1, math.ceil(3 * sigma))
-    taps = torch.arange(-radius, radius + 1, dtype=picture.dtype, device=picture.device)
-    kernel = torch.exp(-0.5 * (taps / sigma) ** 2)
-    kernel = kernel / kernel.sum()
-    channels = picture.shape[1]
-    padded = reflect_pad(picture, (radius, radius, radius, radius))
-    rows = F.conv2d(padded, kernel.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
-    return F.conv2d(rows, kernel.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
 
 
 def _distance(a: Tensor, b: Tensor, norm: Norm) -> Tensor:

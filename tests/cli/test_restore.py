@@ -71,7 +71,7 @@ def test_a_folder_with_all_kinds_of_trouble(crop: Crop, tmp_path: Path) -> None:
     (given / "empty.jpg").write_bytes(b"")
     (given / "text.png").write_text("hello")
     before = {name: (given / name).read_bytes() for name in files(given)}
-    done = restore(given, "-o", out, "--json", "--compare")
+    done = restore(given, "-o", out, "--json", "--compare", "--consistency")
     assert done.returncode == 1
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert {Path(line["input"]).name: line["status"] for line in lines} == {
@@ -92,8 +92,10 @@ def test_a_folder_with_all_kinds_of_trouble(crop: Crop, tmp_path: Path) -> None:
             assert line["used"]["restorer"] == "realesr-animevideov3"
             assert set(line["stages"]) == {"read", "project", "restore"}
             assert size(Path(line["output"])) == (48, 48)
-            assert size(Path(line["comparison"]))[1] == 48
-    written = [name for name in files(out) if ".compare." not in name]
+            assert size(Path(line["comparison"])) == (4 * 48 + 3 * 8, 48)
+            assert size(Path(line["consistency"]["map"])) == (48, 48)
+            assert 0 <= line["consistency"]["mean"] <= line["consistency"]["worst"] <= 1
+    written = [name for name in files(out) if ".compare." not in name and ".consistency." not in name]
     assert written == ["a.jpg", "a.png", "c.gif.png", "deep/er/b.webp"]
     assert {name: (given / name).read_bytes() for name in files(given)} == before
 
