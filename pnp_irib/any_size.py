@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import warnings
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pnp_irib.errors import InputError
 from pnp_irib.images.padding import pad_to
 from pnp_irib.images.resize import resize
 from pnp_irib.images.tensors import output_size
 from pnp_irib.images.tiling import tile_for_budget, tiled
+from pnp_irib.noise import SeededNoise
 from pnp_irib.prompts import Prompt
 from pnp_irib.restorer import NoiseSource, Restorer, TilingRestorer
+from pnp_irib.runtime import frozen
 
-__all__ = ["auto_tile", "finish", "restore_any_size"]
+__all__ = ["auto_tile", "check_size", "finish", "restore_any_size"]
 
 HALF_ABOVE = 32_000_000  # outputs with more pixels are kept in float16: its steps are far below 1/255
 RANGE_SLACK, RANGE_SHARE = 0.1, 0.2  # a fifth of the values this far outside [0, 1]: another range, not an overshoot
@@ -52,7 +56,23 @@ def restore_any_size(
         prompts: one a picture, or None.
         noise: where its randomness comes from.
         tile: side of the tiles in input pixels; None: in one piece.
+
+    Raises:
+        InputError: the restorer gave another size than its spec promises.
     """
+    # A Restorer that is a module is borrowed like any other: its flags and buffers come out as they went in.
+    with frozen(restorer) if isinstance(restorer, nn.Module) else contextlib.nullcontext():
+        return _restored(restorer, lq, scale, prompts, noise, tile)
+
+
+def _restored(
+    restorer: Restorer,
+    lq: Tensor,
+    scale: float | None,
+    prompts: Sequence[Prompt | None] | None,
+    noise: NoiseSource | None,
+    tile: int | None,
+) -> Tensor:
     spec = restorer.spec
     height, width = lq.shape[-2:]
     padded = pad_to(lq, multiple_of=spec.multiple_of, min_size=spec.min_size)
@@ -61,14 +81,30 @@ def restore_any_size(
     native = spec.scale
     if native is None:  # any scale: pad, restore at it, cut
         restored = restorer.restore(padded, scale=scale, prompts=prompts, noise=noise)
-        new_height, new_width = output_size(height, width, 1.0 if scale is None else scale)
+        chosen = restored.shape[-1] / padded.shape[-1] if scale is None else scale
+        new_height, new_width = output_size(height, width, chosen)
         return restored[..., :new_height, :new_width]
     if tile is None:
-        restored = restorer.restore(padded, prompts=prompts, noise=noise)
+        restored = check_size(restorer.restore(padded, prompts=prompts, noise=noise), padded, native, spec.name)
     else:
         restored = _restore_tiled(restorer, lq, native, tile, prompts, noise)
     restored = restored[..., : height * native, : width * native]
     return restored if scale is None else resize(restored, output_size(height, width, scale))
+
+
+def check_size(restored: Tensor, lq: Tensor, scale: float, name: str) -> Tensor:
+    """``restored`` itself, if it has the size that ``lq`` has at ``scale``.
+
+    Raises:
+        InputError: it has another.
+    """
+    found, expected = tuple(restored.shape), (lq.shape[0], 3, *output_size(lq.shape[-2], lq.shape[-1], scale))
+    if found != expected:
+        raise InputError(
+            f"{name} gave {found}, expected {expected}: the picture's sides times the scale, rounded. "
+            f"Its package must keep the Restorer protocol."
+        )
+    return restored
 
 
 def _restore_tiled(
@@ -83,11 +119,13 @@ def _restore_tiled(
     dtype = torch.float16 if lq.shape[-2] * lq.shape[-1] * native**2 > HALF_ABOVE else lq.dtype
     if isinstance(restorer, TilingRestorer):
         grown = pad_to(lq, multiple_of=spec.multiple_of, min_size=spec.min_size)
-        return restorer.restore_tiled(grown, tile=tile, dtype=dtype)
+        return check_size(restorer.restore_tiled(grown, tile=tile, dtype=dtype), grown, native, spec.name)
+    numbers = itertools.count()
 
     def one(part: Tensor) -> Tensor:
-        grown = pad_to(part, multiple_of=spec.multiple_of, min_size=spec.min_size)
-        out = restorer.restore(grown, prompts=prompts, noise=noise)
+        own = noise.tile(next(numbers)) if isinstance(noise, SeededNoise) else noise
+        grown = pad_to(part, multiple_of=spec.multiple_of, min_size=spec.min_size).clone()  # tiles overlap
+        out = check_size(restorer.restore(grown, prompts=prompts, noise=own), grown, native, spec.name)
         return out[..., : part.shape[-2] * native, : part.shape[-1] * native]
 
     return tiled(one, lq, tile=tile, halo=spec.tile_halo, scale=native, dtype=dtype)
@@ -102,9 +140,12 @@ def finish(restored: Tensor, name: str, *, ours: bool) -> Tensor:
     if not (isinstance(restored, Tensor) and restored.is_floating_point()):
         kind = restored.dtype if isinstance(restored, Tensor) else type(restored).__name__
         raise InputError(f"{name} gave {kind}; expected a floating-point tensor of pictures.")
+    restored = restored.detach()  # a model may have recorded gradients of its own
     low, high = (value.item() for value in torch.aminmax(restored))
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise InputError(f"{name} gave values that are not finite. Run it in float32: .to(dtype=torch.float32).")
+        raise InputError(
+            f"{name} gave values that are not finite. If it runs in half precision, use float32: .to(dtype=torch.float32)."
+        )
     if low >= 0 and high <= 1:
         return (restored if ours and restored.dtype == torch.float16 else restored.float()).cpu()
     sample = restored[..., ::8, ::8]

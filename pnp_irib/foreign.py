@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
+import inspect
 import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Self
@@ -24,6 +25,22 @@ if TYPE_CHECKING:
 __all__ = ["ForeignRestorer"]
 
 PROBE = 64  # side of the picture that finds out an unknown scale, pixels
+
+
+def modules_behind(model: Callable[..., Any]) -> list[nn.Module]:
+    """The modules that a callable runs, as far as can be seen: itself, behind a method or partial, or named by a function."""
+    if isinstance(model, nn.Module):
+        return [model]
+    if isinstance(model, functools.partial):
+        found = [*modules_behind(model.func), *model.args, *model.keywords.values()]
+    elif inspect.ismethod(model):
+        found = [model.__self__, *vars(model.__self__).values()] if hasattr(model.__self__, "__dict__") else []
+    elif inspect.isfunction(model):
+        named = inspect.getclosurevars(model)
+        found = [*named.nonlocals.values(), *named.globals.values()]
+    else:
+        found = list(vars(model).values()) if hasattr(model, "__dict__") else []
+    return list(dict.fromkeys(m for m in found if isinstance(m, nn.Module)))
 
 
 class ForeignRestorer:
@@ -118,9 +135,8 @@ class ForeignRestorer:
         return restored
 
     def _call(self, lq: Tensor, *, seed: int) -> Tensor:
-        module = self.model if isinstance(self.model, nn.Module) else None
         given = lq.to(device=self.device, dtype=self.dtype or lq.dtype, copy=True)  # it may work in place
-        with seeded(seed, given.device), frozen(module) if module is not None else contextlib.nullcontext():
+        with seeded(seed, given.device), frozen(*modules_behind(self.model)):
             try:
                 restored = self.model(given)
             except Exception as error:
@@ -129,9 +145,9 @@ class ForeignRestorer:
                     "wrap(..., multiple_of=, min_size=)."
                 )
                 raise
-        if not isinstance(restored, Tensor):
-            raise InputError(f"{self.spec.title} returned {type(restored).__name__}, expected a torch.Tensor of pictures")
-        return restored if restored.is_inference() or restored.dtype == lq.dtype else restored.to(lq.dtype)
+            if not isinstance(restored, Tensor):
+                raise InputError(f"{self.spec.title} returned {type(restored).__name__}, expected a torch.Tensor of pictures")
+            return restored.to(lq.dtype, copy=True)  # the model may keep what it returned, and use it again
 
     def _first_tensor(self) -> Tensor | None:
         """A floating-point tensor of the module, which says in which dtype and where it works."""

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pnp_irib.runtime import BORROWING
+
 __all__ = ["SeededNoise", "picture_seed", "seeded"]
 
 
@@ -24,7 +26,15 @@ def picture_seed(seed: int, name: str) -> int:
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Let what is drawn inside come from ``seed``: by torch (CPU and ``device``), numpy and Python. As before afterwards."""
+    """Let what is drawn inside come from ``seed``: by torch (CPU and ``device``), numpy and Python. As before afterwards.
+
+    One thread at a time, since these generators are the process's.
+    """
+    with BORROWING:
+        yield from _seeded(seed, device)
+
+
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     generators = [torch.default_generator]
     if device.type == "cuda":
         torch.cuda.init()
@@ -61,3 +71,7 @@ class SeededNoise:
             raise ValueError(f"noise for {shape[0]} pictures was asked of a source for {len(self._generators)}")
         drawn = [torch.randn(tuple(shape[1:]), generator=generator) for generator in self._generators]
         return torch.stack(drawn).to(device=device, dtype=dtype)
+
+    def tile(self, number: int) -> SeededNoise:
+        """Streams of their own for a tile of the pictures, so that tiles do not repeat each other's noise."""
+        return SeededNoise([picture_seed(seed, f"tile {number}") for seed in self.seeds])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["Stopwatch", "choose_device", "choose_dtype", "frozen", "require", "store_channels_last"]
+__all__ = ["BORROWING", "Stopwatch", "choose_device", "choose_dtype", "evaluating", "frozen", "require", "store_channels_last"]
+
+BORROWING = threading.RLock()
+"""Held while the state of the process or of a borrowed model is changed for a call."""
 
 
 def require(*modules: str, extra: str) -> None:
@@ -30,44 +34,56 @@ def require(*modules: str, extra: str) -> None:
 
 
 @contextlib.contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Lend ``module`` in evaluation mode with no parameter requiring gradients; everything is as before afterwards.
-
-    Gradients still flow through the module to its input. Training flags are kept per submodule, buffers with their values.
-    """
-    modules = list(module.modules())
-    training = [m for m in modules if getattr(m, "training", False)]  # frozen TorchScript has no flag
-    grads = [p for p in module.parameters() if p.requires_grad]
-    buffers = [(m, {name: (b, b if b is None else b.clone()) for name, b in m._buffers.items()}) for m in modules]
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Lend modules in evaluation mode; the flag of every submodule is as before afterwards."""
+    # Frozen TorchScript has no flag.
+    flags = {m: m.training for module in modules for m in module.modules() if hasattr(m, "training")}
     try:
-        for m in training:
+        for m in flags:
             m.training = False
-        for p in grads:
-            p.requires_grad_(False)
         yield
     finally:
-        for m in training:
-            m.training = True
-        for p in grads:
-            p.requires_grad_(True)
-        _restore_buffers(buffers)
+        for m, flag in flags.items():
+            m.training = flag
 
 
-def _restore_buffers(saved: list[tuple[nn.Module, dict[str, tuple[Tensor | None, Tensor | None]]]]) -> None:
-    """Put the same tensors back, with their values; counters and caches that a model keeps come out as they went in."""
+@contextlib.contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """Lend modules in evaluation mode with no parameter requiring gradients; everything is as before afterwards.
+
+    Gradients still flow through a module to its input. Inside, buffers are copies, so that counters and caches that a model
+    keeps come out as they went in, whatever becomes of them. One thread at a time.
+    """
+    with BORROWING, evaluating(*modules):
+        grads = {p: p.requires_grad for module in modules for p in module.parameters()}
+        buffers = {m: dict(m._buffers.items()) for module in modules for m in module.modules()}
+        copies: dict[int, Tensor] = {}  # by identity: modules may share a buffer
+        try:
+            for p in grads:
+                p.requires_grad_(False)
+            for m, held in buffers.items():
+                for name, buffer in held.items():
+                    if buffer is not None:
+                        copies.setdefault(id(buffer), buffer.detach().clone())
+                        _put_buffer(m, name, copies[id(buffer)])
+            yield
+        finally:
+            for p, flag in grads.items():
+                p.requires_grad_(flag)
+            for m, held in buffers.items():
+                for name in [name for name in m._buffers.keys() if name not in held]:  # noqa: SIM118 - TorchScript has no more
+                    del m._buffers[name]
+                for name, buffer in held.items():
+                    _put_buffer(m, name, buffer)
+
+
+def _put_buffer(module: nn.Module, name: str, buffer: Tensor | None) -> None:
     import torch
 
-    for module, buffers in saved:
-        if not buffers and not module._buffers:
-            continue
-        for name in [name for name in module._buffers if name not in buffers]:
-            del module._buffers[name]
-        for name, (buffer, value) in buffers.items():
-            if buffer is not None and value is not None and not torch.equal(buffer, value):
-                with torch.no_grad():
-                    buffer.copy_(value)
-            if module._buffers.get(name) is not buffer:
-                module._buffers[name] = buffer
+    if isinstance(module, torch.jit.ScriptModule):
+        setattr(module, name, buffer)
+    else:
+        module._buffers[name] = buffer
 
 
 def store_channels_last(module: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from pnp_irib.any_size import auto_tile, finish, restore_any_size
+from pnp_irib.any_size import auto_tile, check_size, finish, restore_any_size
 from pnp_irib.errors import BrokenPluginError, ConfigError, InputError, WrapError
 from pnp_irib.foreign import ForeignRestorer
 from pnp_irib.hub import choose_projector
@@ -24,7 +25,7 @@ from pnp_irib.prompts import Prompt, PromptExtractor, load_extractor
 from pnp_irib.registry import load_restorer
 from pnp_irib.restorer import NoiseSource, Restorer, TilingRestorer
 from pnp_irib.result import Restoration, Restorations, Used, row
-from pnp_irib.runtime import Stopwatch, choose_device, choose_dtype
+from pnp_irib.runtime import Stopwatch, choose_device, choose_dtype, evaluating
 from pnp_irib.spec import RestorerSpec
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class WrappedRestorer:
         extractor: str | PromptExtractor | Callable[..., Any] | None = None,
     ) -> None:
         self.restorer = restorer
-        self.projector = projector.eval() if projector is not None else None
+        self.projector = projector
         self.why = why
         self.look_forward = _rounds(lfo)
         self._extractor = load_extractor(extractor) if extractor is not None else None
@@ -169,6 +170,8 @@ class WrappedRestorer:
             InputError: the scale is not acceptable.
         """
         self.check_options(scale=scale, strength=1.0, seed=0, tile=None)
+        scale = None if scale is None else float(scale)
+        check_picture(lq, name="lq")
         estimate, final_prompts, _ = self._look(lq, prompts, self.look_forward, strength=1.0)
         return restore_any_size(self.restorer, estimate, scale=scale, prompts=final_prompts, noise=noise)
 
@@ -228,6 +231,7 @@ class WrappedRestorer:
         max_output_pixels: int | None,
     ) -> Restoration:
         self.check_options(scale=scale, strength=strength, seed=seed, tile=tile)
+        scale, strength = None if scale is None else float(scale), float(strength)
         watch = Stopwatch()
         with watch.stage("read"):
             picture: Picture = read_source(source, max_pixels=max_pixels)
@@ -239,16 +243,17 @@ class WrappedRestorer:
             side = auto_tile(self.restorer, height, width)
         else:
             side = int(tile) if tile is not None and max(height, width) > tile else None
-        with watch.stage("project"):
+        with watch.stage("project"), contextlib.nullcontext() if self.projector is None else evaluating(self.projector):
             estimate, prompts, trace = self._look(elq, [Prompt.parse(prompt)], rounds, strength=strength)
         with watch.stage("restore"):
             noise = SeededNoise([int(seed)])
-            restored = restore_any_size(self.restorer, estimate, scale=scale, prompts=prompts, noise=noise, tile=side)
+            given = estimate.clone()  # a restorer may work in place
+            restored = restore_any_size(self.restorer, given, scale=scale, prompts=prompts, noise=noise, tile=side)
             restored = finish(restored, self.restorer.spec.name, ours=side is not None)
         if self.restorer.spec.scale is None and scale is None:
             factor = restored.shape[-1] / width  # whatever the restorer chose
         else:
-            self._check_size(restored, output_size(height, width, factor))
+            check_size(restored, elq, factor, self.restorer.spec.name)
         alpha = None
         if picture.alpha is not None:
             alpha = resize(picture.alpha, (restored.shape[-2], restored.shape[-1])).clamp(0, 1)
@@ -258,8 +263,8 @@ class WrappedRestorer:
             dtype=str(getattr(self.restorer, "dtype", None) or elq.dtype).removeprefix("torch."),
             device=str(elq.device),
             scale=factor,
-            strength=float(strength),
-            lfo=rounds.rounds if trace else 0,
+            strength=strength,
+            lfo=int(rounds.rounds) if trace else 0,
             seed=int(seed),
             tile=side,
         )
@@ -269,7 +274,7 @@ class WrappedRestorer:
         self, elq: Tensor, prompts: Sequence[Prompt | None] | None, rounds: LookForwardOnce, *, strength: float
     ) -> tuple[Tensor, list[Prompt | None], tuple[LookForwardRound, ...]]:
         """Projection and prompts of the last round; the trace of the first picture."""
-        given: list[Prompt | None] = [Prompt.parse(prompt) for prompt in prompts or [None] * len(elq)]
+        given: list[Prompt | None] = [Prompt.parse(prompt) for prompt in _one_each(prompts, len(elq))]
         if self.projector is None or strength == 0:
             if self._extractor is not None and self.restorer.spec.prompts != "none":
                 given = LookForwardOnce(0).run(elq, lambda pictures, _: pictures, self._extractor, given).prompts
@@ -288,14 +293,6 @@ class WrappedRestorer:
         if rounds and not hasattr(self, "_tags"):
             self._tags = load_extractor("imagenet-tags")
         return self._tags if rounds else load_extractor("none")
-
-    def _check_size(self, restored: Tensor, expected: tuple[int, int]) -> None:
-        found = tuple(restored.shape)
-        if found != (1, 3, *expected):
-            raise InputError(
-                f"{self.restorer.spec.name} gave {found}, expected {(1, 3, *expected)}: the picture's sides times the scale, "
-                f"rounded. Its package must keep the Restorer protocol."
-            )
 
     def check_options(self, *, scale: float | None, strength: float, seed: int, tile: int | str | None) -> None:
         """Check what can be checked before there is a picture; the options are those of a call.

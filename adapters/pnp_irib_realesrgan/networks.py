@@ -8,14 +8,13 @@ Parameter names are those of the published files, so that these load strictly.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pnp_irib_realesrgan.winograd import FEWEST_PIXELS, WinogradRRDB, Workspaces
+from pnp_irib_realesrgan.winograd import WinogradTrunk
 
 __all__ = ["RRDBNet", "SRVGGNetCompact"]
 
@@ -82,11 +81,10 @@ class RRDBNet(nn.Module):
         self.conv_up2 = conv3x3(features, features)
         self.conv_hr = conv3x3(features, features)
         self.conv_last = conv3x3(features, 3)
-        self._transformed: list[WinogradRRDB] | None = None
-        self.register_load_state_dict_post_hook(lambda module, _: module._forget())  # type: ignore[no-untyped-call]
+        self._winograd: WinogradTrunk | None = None
 
     def forward(self, lq: Tensor) -> Tensor:
-        """(N, 3, H, W) in [0, 1] to (N, 3, 4H, 4W). Parameters are taken as fixed where no gradient is recorded."""
+        """(N, 3, H, W) in [0, 1] to (N, 3, 4H, 4W)."""
         first = x = self.conv_first(lq)
         for block in self._blocks(lq):
             x = block(x)
@@ -97,20 +95,15 @@ class RRDBNet(nn.Module):
 
     def _blocks(self, lq: Tensor) -> Sequence[Callable[[Tensor], Tensor]]:
         """The blocks in the form that is fastest for this picture."""
-        few = lq.shape[-2] * lq.shape[-1] < FEWEST_PIXELS
-        if torch.is_grad_enabled() or few or lq.device.type != "cpu" or lq.dtype != torch.float32:
+        if not WinogradTrunk.serves(lq, self.body):
             return list(self.body)
-        if self._transformed is None:
-            self._transformed = [WinogradRRDB(block, SLOPE) for block in self.body if isinstance(block, RRDB)]
-        spaces: Workspaces = {}
-        return [partial(block, spaces=spaces) for block in self._transformed]
+        trunk = self._winograd
+        if trunk is None or not trunk.is_of(self.body):
+            trunk = self._winograd = WinogradTrunk(self.body, SLOPE)
+        return trunk.blocks()
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._forget()  # the parameters move or change their type
-        return super()._apply(fn, recurse)  # type: ignore[no-any-return,no-untyped-call]
-
-    def _forget(self) -> None:
-        self._transformed = None
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_winograd": None}  # made again from the weights
 
     def forward_in_strips(self, lq: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
         """The same in little memory: every block passes over strips of ``rows`` rows, with the context that it reaches.

@@ -10,8 +10,9 @@ A picture of H x W pixels is T = ceil(H/4) ceil(W/4) tiles of 4x4 pixels. Featur
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from pnp_irib_realesrgan.networks import RRDB, ResidualDenseBlock
 
-__all__ = ["FEWEST_PIXELS", "WinogradRRDB", "Workspaces"]
+__all__ = ["WinogradRRDB", "WinogradTrunk", "Workspaces"]
 
 FEWEST_PIXELS = 24**2  # of a picture: below it, the products are too small to gain
 BAND_TILES = 256  # whose products are taken back to pixels while they are in the cache
@@ -57,11 +58,11 @@ class Workspace:
         self.height, self.width = height, width
         self.rows, self.columns = -(-height // 4), -(-width // 4)
         self.tiles = self.rows * self.columns
-        self.windows = {c: torch.zeros(6, 6, c, self.rows, self.columns) for c in (features, growth)}
-        self.transformed = torch.empty(36, features + 4 * growth, self.tiles)
+        self.windows = {c: torch.zeros(6, 6, c, self.rows, self.columns, dtype=torch.float32) for c in (features, growth)}
+        self.transformed = torch.empty(36, features + 4 * growth, self.tiles, dtype=torch.float32)
         self.band_rows = max(1, BAND_TILES // self.columns)
         band = min(self.tiles, self.band_rows * self.columns) * features
-        self.products, self.band = torch.empty(36 * band), torch.empty(16 * band)
+        self.products, self.band = (torch.empty(n * band, dtype=torch.float32) for n in (36, 16))
         self.to_window = _squared(_WINDOW).float()
         self.to_tile = _squared(_TILE).float()
 
@@ -157,3 +158,44 @@ class WinogradRRDB:
         y = torch.add(tiles, y, alpha=0.2)
         lying = y.view(4, 4, x.shape[1], space.rows, space.columns).permute(3, 0, 4, 1, 2).reshape(lying.shape)
         return lying[: space.height, : space.width].permute(2, 0, 1)[None]
+
+
+class WinogradTrunk:
+    """The blocks of a trunk with their present weights; `is_of` says whether these are the trunk's still."""
+
+    def __init__(self, body: nn.Sequential, slope: float) -> None:
+        self._made_of = [(p, p.detach(), p._version) for p in body.parameters()]
+        self._blocks = [WinogradRRDB(cast("RRDB", block), slope) for block in body]
+
+    @staticmethod
+    def serves(lq: Tensor, body: nn.Sequential) -> bool:
+        """Whether a picture can be restored this way: no gradients, float32 on a CPU, and a ``body`` as it was built."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+            return False
+        if lq.device.type != "cpu" or lq.dtype != torch.float32 or lq.shape[-2] * lq.shape[-1] < FEWEST_PIXELS:
+            return False
+        return all(_is_plain(module) for module in body.modules()) and not any(p.is_inference() for p in body.parameters())
+
+    def is_of(self, body: nn.Sequential) -> bool:
+        """Whether no parameter was exchanged or changed in place since; changes through ``.data`` leave no trace."""
+        now = list(body.parameters())
+        return len(now) == len(self._made_of) and all(
+            p is then and p._version == version and p.data_ptr() == held.data_ptr()
+            for p, (then, held, version) in zip(now, self._made_of, strict=True)
+        )
+
+    def blocks(self) -> list[Callable[[Tensor], Tensor]]:
+        """The blocks for one pass, which share their buffers."""
+        spaces: Workspaces = {}
+        return [partial(block, spaces=spaces) for block in self._blocks]
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module is of the trunk as it was built: adapters and hooks of others would be passed over."""
+    from pnp_irib_realesrgan.networks import RRDB, ResidualDenseBlock
+
+    if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
+        return False
+    if type(module) is nn.Conv2d:
+        return module.kernel_size == (3, 3) and module.padding == (1, 1) and module.bias is not None
+    return type(module) in (nn.Sequential, RRDB, ResidualDenseBlock)

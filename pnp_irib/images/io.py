@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,7 +59,7 @@ class Picture:
         icc_profile: colour profile that the pixels are in, or None for sRGB.
         exif: EXIF block without orientation, or None.
         format: name of the file format, or "" for a picture from memory.
-        source: the file it came from, or None.
+        source: the file it came from, absolute, or None.
         notes: what a user should know about how it was read.
     """
 
@@ -85,8 +87,10 @@ def read_picture(source: str | Path | Image.Image, *, max_pixels: int = MAX_PIXE
         ImageFileError: it is missing, no regular file, of a format outside `READABLE`, too large, or damaged.
     """
     if isinstance(source, Image.Image):
-        with one_line("the image", _DAMAGED):
-            return _convert(source, None, max_pixels)
+        file = getattr(source, "filename", None)
+        with one_line("the image", _DAMAGED), _untouched(source) as image:
+            picture = _convert(image, None, max_pixels)
+        return replace(picture, source=Path(file).absolute() if isinstance(file, str) and file else None)
     path = Path(source)
     with one_line(str(path), _DAMAGED), quiet(max_pixels) as said:
         _check_regular(path)
@@ -167,9 +171,22 @@ def _convert(image: Image.Image, path: Path | None, max_pixels: int) -> Picture:
         icc_profile=decoded.icc_profile,
         exif=exif,
         format=image.format or "",
-        source=path,
+        source=path.absolute() if path is not None else None,
         notes=tuple(notes),
     )
+
+
+@contextlib.contextmanager
+def _untouched(image: Image.Image) -> Iterator[Image.Image]:
+    """The user's image, opened anew where it was not decoded yet: decoding would lose the bit depth of its file."""
+    file = getattr(image, "filename", None)
+    if not getattr(image, "tile", None) or not file or not Path(file).is_file():
+        yield image
+        return
+    with Image.open(file, formats=[image.format or ""]) as again:
+        if again.size == image.size and (frame := image.tell()):
+            again.seek(frame)
+        yield again if again.size == image.size else image
 
 
 def _frames(image: Image.Image) -> str:

@@ -43,7 +43,8 @@ def read_source(source: Any, *, max_pixels: int | None = None) -> Picture:
         # A copy: what becomes of the user's tensor later does not change the result.
         return _capped(Picture(rgb=pixels.detach().to("cpu", torch.float32, copy=True)), cap)
     if isinstance(source, np.ndarray):
-        return _capped(picture_from_array(source[0] if source.ndim == 4 and source.shape[0] == 1 else source), cap)
+        array = np.asarray(source)  # a plain one: subclasses index otherwise
+        return _capped(picture_from_array(array[0] if array.ndim == 4 and array.shape[0] == 1 else array), cap)
     if hasattr(source, "getbands"):
         return read_picture(source, max_pixels=cap)
     if isinstance(source, str | os.PathLike):

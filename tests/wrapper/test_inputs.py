@@ -155,7 +155,7 @@ def test_prompts_that_do_not_match(projector: PixelProjector) -> None:
     robust = wrap(Stated(), projector=projector)
     with pytest.raises(InputError, match="1 prompts for 2 pictures; give one for all, or one each"):
         robust([draw(3, 3), draw(3, 3)], prompt=["a"])
-    with pytest.raises(InputError, match="got 1 for 2 pictures"):
+    with pytest.raises(InputError, match="1 prompts for 2 pictures; give one for all"):
         robust.restore(draw(3, 3).repeat(2, 1, 1, 1), prompts=[Prompt("a")])
 
 

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pnp_irib.registry import load_restorer
 from pnp_irib_realesrgan.networks import RRDB, SLOPE, RRDBNet
@@ -69,3 +72,75 @@ def test_new_weights_and_dtypes_are_noticed(photo: Tensor) -> None:
         direct = restorer.restore(crop)
     assert (rounded - after).abs().max() > 0.2 / 255
     assert (rounded - direct).abs().max() < 0.02 / 255
+
+
+def small() -> RRDBNet:
+    torch.manual_seed(0)
+    return RRDBNet(features=16, growth=8, blocks=2).eval()
+
+
+def both(network: RRDBNet, lq: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        fast = network(lq)
+    return fast, network(lq).detach()
+
+
+def test_every_way_of_changing_weights_is_noticed() -> None:
+    network, lq = small(), torch.rand(1, 3, 30, 29)
+    block = network.body[0]
+    assert isinstance(block, RRDB)
+    conv1, conv5 = block.rdb1.conv1, block.rdb1.conv5
+    last = None
+    for change in (
+        lambda: None,
+        lambda: torch.optim.SGD(network.parameters(), lr=0.05).step(),
+        lambda: conv1.weight.detach().mul_(50),
+        lambda: setattr(conv5, "weight", nn.Parameter(50 * conv5.weight.detach())),
+        lambda: network.body[1].load_state_dict(RRDB(16, 8).state_dict()),
+        lambda: network.body.__setitem__(0, RRDB(16, 8)),
+    ):
+        fast, direct = both(network, lq)
+        change()
+        network(lq).square().mean().backward()
+        fast, direct = both(network, lq)
+        torch.testing.assert_close(fast, direct, atol=1e-5, rtol=0)
+        assert last is None or (last - fast).abs().max() > 1e-4
+        last = fast
+
+
+def test_what_others_put_into_the_trunk_is_not_passed_over() -> None:
+    class Louder(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    lq = torch.rand(1, 3, 30, 29)
+    seen: list[int] = []
+    network = small()
+    network.body[1].register_forward_hook(lambda *_: seen.append(1))
+    both(network, lq)
+    assert len(seen) == 2
+    network = small()
+    network.body[0].rdb2.conv2 = Louder(24, 8, 3, padding=1)  # type: ignore[union-attr]
+    fast, direct = both(network, lq)
+    assert torch.equal(fast, direct)
+    network = small()
+    plain, _ = both(network, lq)
+    network.body[0] = nn.Sequential(network.body[0], nn.Tanh())
+    fast, direct = both(network, lq)
+    assert torch.equal(fast, direct)
+    assert not torch.equal(fast, plain)
+
+
+def test_it_can_be_copied_saved_traced_and_used_beside_another_default_dtype() -> None:
+    network, lq = small(), torch.rand(1, 3, 30, 29)
+    fast, _ = both(network, lq)
+    for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        assert torch.equal(both(twin, lq)[0], fast)
+    with torch.no_grad():
+        traced = torch.jit.trace(network, lq)
+        torch.testing.assert_close(traced(lq), fast, atol=1e-5, rtol=0)
+        torch.set_default_dtype(torch.float64)
+        try:
+            assert torch.equal(network(lq), fast)
+        finally:
+            torch.set_default_dtype(torch.float32)
