@@ -71,7 +71,7 @@ def heat_map(found: Consistency, restored: Tensor) -> Tensor:
     level = (resize(found.difference, size) / FULL).clamp(0, 1) * (len(RAMP) - 1)
     below = level.floor().clamp(max=len(RAMP) - 2)
     part = level - below
-    ramp = torch.tensor(RAMP)
+    ramp = torch.tensor(RAMP, dtype=torch.float32)
     index = below[0, 0].long()
     colour = torch.lerp(ramp[index], ramp[index + 1], part[0, 0, ..., None]).permute(2, 0, 1)[None]
     grey = restored.float().cpu().mean(1, keepdim=True)

@@ -6,6 +6,7 @@ import functools
 import inspect
 import itertools
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -69,8 +70,9 @@ class ForeignRestorer:
         lq_profile: Any = None,
     ) -> None:
         for option, value in (("scale", scale), ("multiple_of", multiple_of), ("min_size", min_size)):
-            if value is not None and (type(value) is not int or value < 1):
+            if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
                 raise WrapError(f"{option}={value!r}: expected a whole number from 1.")
+        scale, multiple_of, min_size = None if scale is None else int(scale), int(multiple_of), int(min_size)
         self.model = model
         name = getattr(model, "__name__", type(model).__name__)
         unknown = Licence(name="of its owner", commercial=None)

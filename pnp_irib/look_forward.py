@@ -146,7 +146,12 @@ def _extract(extractor: PromptExtractor, pictures: Tensor) -> list[Prompt | None
     if len(pictures) == 0:  # an extractor is not asked about nothing: many networks reject an empty batch
         return []
     with torch.no_grad():
-        found = [Prompt.parse(prompt) for prompt in extractor(pictures.detach().clone())]  # it may work in place
+        said = extractor(pictures.detach().clone())  # it may work in place
+    if isinstance(said, str | bytes) or not isinstance(said, Sequence):
+        raise InputError(
+            f"the extractor {extractor.name!r} returned a {type(said).__name__}; expected a list, one prompt each."
+        )
+    found = [Prompt.parse(prompt) for prompt in said]
     if len(found) != len(pictures):
         raise InputError(f"the extractor {extractor.name!r} returned {len(found)} prompts for {len(pictures)} pictures.")
     return found

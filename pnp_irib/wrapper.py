@@ -127,6 +127,16 @@ class WrappedRestorer:
             return spec
         return spec.model_copy(update={"prompts": "optional"})
 
+    @property
+    def device(self) -> torch.device:
+        """Where the restorer is; the CPU where it does not say."""
+        device = getattr(self.restorer, "device", None)
+        if isinstance(device, torch.device):
+            return device
+        model = getattr(self.restorer, "model", None)
+        parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+        return parameter.device if parameter is not None else torch.device("cpu")
+
     def to(self, device: Any = None, dtype: Any = None) -> Self:
         """Move restorer and projector to a device; ``dtype`` concerns the restorer, the small projector stays float32.
 
@@ -138,7 +148,7 @@ class WrappedRestorer:
         if isinstance(device, str):
             device = choose_device(device)
         if isinstance(dtype, str):
-            dtype = choose_dtype(dtype, device or self._device(), self.restorer.spec.safe_dtypes)
+            dtype = choose_dtype(dtype, device or self.device, self.restorer.spec.safe_dtypes)
         self.restorer.to(device, dtype)
         if self.projector is not None and device is not None:
             self.projector.to(device)
@@ -235,7 +245,7 @@ class WrappedRestorer:
         watch = Stopwatch()
         with watch.stage("read"):
             picture: Picture = read_source(source, max_pixels=max_pixels)
-        elq = check_picture(picture.rgb).to(self._device())
+        elq = check_picture(picture.rgb).to(self.device)
         height, width = elq.shape[-2:]
         factor = self._factor(scale, height, width, max_output_pixels)
         rounds = self.look_forward if lfo is None else _rounds(lfo)
@@ -327,14 +337,6 @@ class WrappedRestorer:
             )
         return factor
 
-    def _device(self) -> torch.device:
-        device = getattr(self.restorer, "device", None)
-        if isinstance(device, torch.device):
-            return device
-        model = getattr(self.restorer, "model", None)
-        parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-        return parameter.device if parameter is not None else torch.device("cpu")
-
     def describe_projector(self) -> str:
         """Name of the projector and why it is used."""
         if self.projector is None:
@@ -367,7 +369,7 @@ def _one_each(prompt: str | Prompt | Sequence[str | Prompt | None] | None, count
     """One prompt a picture."""
     if prompt is None or isinstance(prompt, str | Prompt):
         return [prompt] * count
-    if not isinstance(prompt, Sequence):
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
         raise InputError(f"prompt={prompt!r:.60}: expected a string, a Prompt, a list of these, or None.")
     if len(prompt) != count:
         raise InputError(f"{len(prompt)} prompts for {count} pictures; give one for all, or one each.")

@@ -16,7 +16,7 @@ from pnp_irib.images.tensors import output_size
 from pnp_irib.images.tiling import tiled
 from pnp_irib.prompts import Prompt
 from pnp_irib.restorer import NoiseSource
-from pnp_irib.runtime import choose_dtype, store_channels_last
+from pnp_irib.runtime import choose_device, choose_dtype, store_channels_last
 from pnp_irib.spec import RestorerSpec
 from pnp_irib.weights import cached_conversion, find_place, load_checkpoint, load_strictly, resolve_file
 from pnp_irib_realesrgan.ncnn import read_ncnn
@@ -55,7 +55,10 @@ class RealESRGAN:
 
     def to(self, device: Any = None, dtype: Any = None) -> Self:
         """Move in place; ``dtype`` may be "auto"."""
-        device = torch.device(device) if device is not None else self.device
+        if device is None:
+            device = self.device
+        elif not isinstance(device, torch.device):
+            device = choose_device(device)
         if dtype is not None or device != self.device:
             self.dtype = choose_dtype("auto" if dtype is None else dtype, device, self.spec.safe_dtypes)
         self.network.to(device=device, dtype=self.dtype)

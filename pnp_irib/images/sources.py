@@ -50,7 +50,8 @@ def read_source(source: Any, *, max_pixels: int | None = None) -> Picture:
     if isinstance(source, str | os.PathLike):
         return read_picture(Path(source), max_pixels=cap)
     raise InputError(
-        f"{type(source).__name__} is not a picture. Give a path, a PIL image, a numpy array (H, W, 3), or a tensor (3, H, W)."
+        f"{type(source).__name__} is not a picture. Give a path, a PIL image, a numpy array (H, W, 3), a tensor (3, H, W), "
+        "or a list of these."
     )
 
 

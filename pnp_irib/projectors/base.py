@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from pnp_irib.errors import InputError, WeightsError
+from pnp_irib.errors import ConfigError, InputError, WeightsError
 from pnp_irib.profile import DegradationProfile
 from pnp_irib.prompts import Prompt
 from pnp_irib.weights import load_strictly, write_atomically
@@ -124,12 +124,25 @@ class Projector(nn.Module, ABC):
         Args:
             folder: made if absent.
             card: text of ``README.md``; None: a short one is generated.
+
+        Raises:
+            WeightsError: weights that could not be loaded again: of several dtypes, or not finite.
+            ConfigError: ``folder`` is a file.
         """
         from safetensors.torch import save
 
         from pnp_irib import __version__
 
         folder = Path(folder)
+        dtypes = {str(value.dtype).removeprefix("torch.") for value in self.state_dict().values()}
+        if len(dtypes) > 1:
+            raise WeightsError(
+                f"the weights are of several dtypes, {', '.join(sorted(dtypes))}. Call .to(torch.float32) first."
+            )
+        if wrong := [key for key, value in self.state_dict().items() if not value.isfinite().all()]:
+            raise WeightsError(f"the weights {wrong[0]} are not finite, so the projector is not written to {folder}.")
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{folder} is a file; a projector is a folder.")
         folder.mkdir(parents=True, exist_ok=True)
         content = save({key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}, {"format": "pt"})
         config = {

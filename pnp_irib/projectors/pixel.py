@@ -61,7 +61,7 @@ class PixelArchitecture(Architecture):
             *zip(self.widths, (*self.encoder_blocks, self.middle_blocks), strict=True),
             *zip(self.widths, self.decoder_blocks[::-1], strict=False),
         ]
-        weights = sum(blocks * 6 * width**2 for width, blocks in levels)
+        weights = sum(blocks * 6 * width**2 for width, blocks in levels) + self.prompt_buckets * self.prompt_width
         if weights > MAX_WEIGHTS:
             raise ValueError(
                 f"these sizes make about {weights / 1e6:.0f} M weights; at most {MAX_WEIGHTS / 1e6:.0f} M are read"

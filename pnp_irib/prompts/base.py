@@ -57,7 +57,7 @@ class Prompt:
         embedding: for projectors that read vectors instead of text; its shape is a matter between extractor and projector.
 
     Raises:
-        InputError: ``text`` is not a string.
+        InputError: ``text`` is not a string, or a tag no `Tag`.
     """
 
     text: str
@@ -67,6 +67,9 @@ class Prompt:
     def __post_init__(self) -> None:
         object.__setattr__(self, "text", _clean(self.text))
         object.__setattr__(self, "tags", tuple(self.tags))
+        for tag in self.tags:
+            if not isinstance(tag, Tag):
+                raise InputError(f"tags are Tag objects; got {type(tag).__name__} {tag!r:.40}. Write Tag('name', score).")
 
     @classmethod
     def parse(cls, prompt: str | Prompt | None) -> Prompt | None:
