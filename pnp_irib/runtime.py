@@ -16,7 +16,17 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["BORROWING", "Stopwatch", "choose_device", "choose_dtype", "evaluating", "frozen", "require", "store_channels_last"]
+__all__ = [
+    "BORROWING",
+    "Stopwatch",
+    "choose_device",
+    "choose_dtype",
+    "dtype_named",
+    "evaluating",
+    "frozen",
+    "require",
+    "store_channels_last",
+]
 
 BORROWING = threading.RLock()
 """Held while the state of the process or of a borrowed model is changed for a call."""
@@ -137,13 +147,24 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device, safe: Sequence[
     elif dtype == "auto":
         return torch.bfloat16 if "bfloat16" in safe and _native_bfloat16(device) else torch.float32
     else:
-        known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-        if dtype not in known:
-            raise ConfigError(f"no dtype named {dtype!r}. {did_you_mean(dtype, known)}Known: auto, {', '.join(known)}.")
-        chosen = known[dtype]
+        chosen = dtype_named(dtype)
     if str(chosen).removeprefix("torch.") not in safe:
         warnings.warn(f"{chosen} is not known to be safe here; safe: {', '.join(safe)}", stacklevel=3)
     return chosen
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """The dtype of this name.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    import torch
+
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise ConfigError(f"no dtype named {name!r}. {did_you_mean(name, known)}Known: auto, {', '.join(known)}.")
+    return known[name]
 
 
 def _native_bfloat16(device: torch.device) -> bool:

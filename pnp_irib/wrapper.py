@@ -25,7 +25,7 @@ from pnp_irib.prompts import Prompt, PromptExtractor, load_extractor
 from pnp_irib.registry import load_restorer
 from pnp_irib.restorer import NoiseSource, Restorer, TilingRestorer
 from pnp_irib.result import Restoration, Restorations, Used, row
-from pnp_irib.runtime import Stopwatch, choose_device, choose_dtype, evaluating
+from pnp_irib.runtime import Stopwatch, choose_device, choose_dtype, dtype_named, evaluating
 from pnp_irib.spec import RestorerSpec
 
 if TYPE_CHECKING:
@@ -147,8 +147,10 @@ class WrappedRestorer:
         """
         if isinstance(device, str):
             device = choose_device(device)
-        if isinstance(dtype, str):
+        if dtype == "auto":
             dtype = choose_dtype(dtype, device or self.device, self.restorer.spec.safe_dtypes)
+        elif isinstance(dtype, str):
+            dtype = dtype_named(dtype)
         self.restorer.to(device, dtype)
         if self.projector is not None and device is not None:
             self.projector.to(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ def run(output: Path, options: dict[str, Any]) -> None:
     """Measure and write the report; prints the table and where the files are.
 
     Raises:
-        ConfigError: the folder cannot be made; said before anything is measured.
+        ConfigError: the folder cannot be made or written to; said before anything is measured.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
     except OSError as error:
         raise ConfigError(f"the report cannot be written to {output}: {error.strerror}.") from error
     terminal = sys.stderr.isatty()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
-from pnp_irib.cli.files import Task, plan
+from pnp_irib.cli.files import Task, is_folder, plan
 from pnp_irib.cli.messages import line, reason_of
 from pnp_irib.degrade import apply, draw
 from pnp_irib.errors import InputError, PnPIribError
-from pnp_irib.images.io import read_picture, write_picture
+from pnp_irib.images.io import WRITABLE, read_picture, write_picture
 from pnp_irib.noise import picture_seed
 from pnp_irib.profile import DegradationProfile, preset
 
@@ -26,7 +27,8 @@ def run(
     """
     profile = preset(name)
     failures = 0
-    for task in plan(inputs, output, format):
+    named = not is_folder(output) and output.suffix.lower() in WRITABLE
+    for task in plan(inputs, output, format or (None if named else "png")):
         try:
             said = _one(task, profile, seed, scale, overwrite=overwrite, verbose=verbose)
         except (PnPIribError, OSError, MemoryError) as error:
@@ -39,7 +41,7 @@ def run(
 def _one(task: Task, profile: DegradationProfile, seed: int, scale: int, *, overwrite: bool, verbose: bool) -> str:
     if task.problem is not None:
         raise InputError(task.problem)
-    if task.target.exists() and not overwrite:
+    if os.path.lexists(task.target) and not overwrite:
         return line(task.source, "skipped", "the output exists; --overwrite replaces it")
     hq = read_picture(task.source).rgb
     drawn = draw(profile, hq.shape[-2:], picture_seed(seed, task.source.name), scale=scale)

@@ -1,12 +1,14 @@
 """``pnp-irib``: options and exit codes. Heavy modules load inside the commands, so that help and usage errors are instant.
 
-Exit codes: 0 all done, 1 some inputs failed, 2 usage or configuration error, 130 interrupted.
+Exit codes: 0 all done, 1 some inputs failed, 2 usage or configuration error, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -29,10 +31,12 @@ app = typer.Typer(
 def main() -> None:
     """Entry point: every error is one line, never a traceback (``PNP_IRIB_DEBUG=1`` shows it)."""
     code = 0
+    warnings.showwarning = show_warning  # type: ignore[assignment]
+    signal.signal(signal.SIGTERM, terminate)
     try:
         code = app(standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
-        code = 130
+        code = 143 if Terminated.came else 130
     except PnPIribError as error:
         debug()
         fail(str(error), 2)
@@ -47,9 +51,26 @@ def main() -> None:
         debug()
         reason = " ".join(str(error).split())[:300]
         fail(f"internal error: {type(error).__name__}: {reason} (PNP_IRIB_DEBUG=1 shows where)", 2)
-    if code == 130:
-        fail("interrupted", 130)
+    if code >= 130:
+        fail("interrupted" if code == 130 else "terminated", code)
     raise SystemExit(code)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: half-written files are cleared away as for Ctrl-C."""
+
+    came = False  # typer raises something else in its place
+
+
+def terminate(*_: object) -> None:
+    """Handler of SIGTERM."""
+    Terminated.came = True
+    raise Terminated
+
+
+def show_warning(message: Warning | str, *_: object) -> None:
+    """A warning of the library as one line; each once, as Python's filters have it."""
+    typer.echo(f"pnp-irib: note: {' '.join(str(message).split())}", err=True)
 
 
 def fail(message: str, code: int) -> None:
@@ -88,8 +109,10 @@ Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16; of t
 
 @app.command()
 def restore(
-    inputs: Annotated[list[Path], typer.Argument(metavar="IN...", help="Pictures, or folders (searched recursively).")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder; for one picture also a file.")],
+    inputs: Annotated[list[Path], typer.Argument(metavar="IN...", readable=False, help="Pictures, or folders (all below).")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="OUT", readable=False, help="Folder; for one picture also a file.")
+    ],
     restorer: Restorer = "realesrgan-x4plus",
     projector: ProjectorName = "auto",
     lfo: Annotated[int, typer.Option(min=0, max=16, help="Rounds of Look Forward Once.")] = 0,
@@ -140,12 +163,14 @@ def models(
 
 @app.command()
 def degrade(
-    inputs: Annotated[list[Path], typer.Argument(metavar="IN...", help="Pictures, or folders.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder; for one picture also a file.")],
+    inputs: Annotated[list[Path], typer.Argument(metavar="IN...", readable=False, help="Pictures, or folders.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="OUT", readable=False, help="Folder; for one picture also a file.")
+    ],
     preset: Annotated[str, typer.Option("--preset", help="light, standard, codeformer, extreme, stress.")] = "extreme",
     seed: Annotated[int, typer.Option(min=0, help="The same seed and file name give the same picture.")] = 0,
     scale: Annotated[int, typer.Option(min=1, max=16, help="HQ size over LQ size.")] = 4,
-    format: Annotated[str | None, typer.Option(help="png, jpg, webp, tif, bmp; default: png.")] = "png",
+    format: Annotated[str | None, typer.Option(help="png, jpg, webp, tif, bmp; default: by OUT, else png.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print what was drawn.")] = False,
 ) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pnp_irib.cli.files import Task, plan
 from pnp_irib.cli.messages import line, reason_of
@@ -18,9 +19,6 @@ from pnp_irib.errors import PnPIribError
 from pnp_irib.images.io import write_picture
 from pnp_irib.result import Restoration, comparison
 from pnp_irib.wrapper import WrappedRestorer, wrap
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 __all__ = ["Job", "run"]
 
@@ -45,7 +43,8 @@ def run(job: Job, model: dict[str, str], options: dict[str, Any]) -> int:
     Raises:
         PnPIribError: options or models are wrong, before any picture is touched.
     """
-    tasks = plan(job.inputs, job.output, job.format)
+    kinds = [kind for kind, wanted in (("compare", job.compare), ("consistency", job.consistency)) if wanted]
+    tasks = plan(job.inputs, job.output, job.format, kinds)
     restorer = wrap(model["restorer"], projector=model["projector"]).to(model["device"], model["dtype"])
     restorer.check_options(**{name: options[name] for name in ("scale", "strength", "seed", "tile")})
     if not job.as_json:
@@ -79,20 +78,28 @@ def _one(restorer: WrappedRestorer, task: Task, job: Job, options: dict[str, Any
     outcome: dict[str, Any] = {"input": str(task.source), "output": str(task.target), "status": "failed"}
     if task.problem is not None:
         return outcome | {"reason": task.problem}
-    if task.target.exists() and not job.overwrite:
+    missing = {path for path in (task.target, *task.beside.values()) if job.overwrite or not os.path.lexists(path)}
+    if not missing:
         return outcome | {"status": "skipped", "reason": "the output exists; --overwrite replaces it"}
     try:
         result: Restoration = restorer(task.source, **options)
         task.target.parent.mkdir(parents=True, exist_ok=True)
-        notes = [*result.picture.notes, *result.save(task.target)]
+        notes = [*result.picture.notes]
         panels = [result.picture.rgb, result.lq, result.restored]
-        if job.consistency:
+        if (path := task.beside.get("consistency")) is not None:
             found = result.consistency()
             panels.append(heat_map(found, result.restored))
-            path = _write_beside(task.target, "consistency", panels[-1])
-            outcome["consistency"] = {"map": path, "mean": round(found.mean, 5), "worst": round(found.worst, 5)}
-        if job.compare:
-            outcome["comparison"] = _write_beside(task.target, "compare", comparison(panels))
+            outcome["consistency"] = {"map": str(path), "mean": round(found.mean, 5), "worst": round(found.worst, 5)}
+            if path in missing:
+                write_picture(panels[-1], path)
+        if (path := task.beside.get("compare")) is not None:
+            outcome["comparison"] = str(path)
+            if path in missing:
+                write_picture(comparison(panels), path)
+        if task.target in missing:  # last: whoever sees it finds the others too
+            notes += result.save(task.target)
+        kept = [path for path in (task.target, *task.beside.values()) if path not in missing]
+        notes += [f"{path} exists and was kept; --overwrite replaces it" for path in kept]
     except (PnPIribError, OSError, MemoryError) as error:
         return outcome | {"reason": reason_of(error)}
     except Exception as error:  # a fault of ours must not cost the user the rest of the folder
@@ -100,12 +107,6 @@ def _one(restorer: WrappedRestorer, task: Task, job: Job, options: dict[str, Any
     details = {"stages": {name: round(s, 3) for name, s in result.seconds.items()}, "used": asdict(result.used)}
     prompt = str(result.prompt) if result.prompt is not None else None
     return outcome | {"status": "restored", "notes": notes, "prompt": prompt} | details
-
-
-def _write_beside(target: Path, kind: str, picture: Tensor) -> str:
-    path = target.with_name(f"{target.name}.{kind}.png")
-    write_picture(picture, path)
-    return str(path)
 
 
 def _line(outcome: dict[str, Any]) -> str:

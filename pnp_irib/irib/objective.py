@@ -20,17 +20,22 @@ Terms = dict[str, Tensor]
 class ObjectiveConfig(BaseModel):
     """Weights of the terms; a weight of zero switches a term off and its computation too."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     lq: float = Field(default=1.0, ge=0, description="weight of the LQ reconstruction")
     lambda_blur: float = Field(default=1.0, ge=0, description="weight of its blurred comparison")
-    tau: float = Field(default=2.0, gt=0, description="standard deviation of that blur, LQ pixels")
+    tau: float = Field(default=2.0, gt=0, le=64, description="standard deviation of that blur, LQ pixels")
     lq_perceptual: float = Field(default=0.0, ge=0, description="weight of the feature distance between enlarged LQ pictures")
     hq: float = Field(default=0.0, ge=0, description="weight of the pixel distance behind the restorer")
     hq_structure: float = Field(default=0.0, ge=0, description="weight of the structural dissimilarity behind the restorer")
     hq_perceptual: float = Field(default=0.0, ge=0, description="weight of the feature distance behind the restorer")
     gate: float = Field(default=0.05, ge=0, description="weight of the severity supervision")
     norm: Literal["l1", "l2"] = Field(default="l1", description="distance between pixels")
+
+    @property
+    def is_set(self) -> bool:
+        """Whether any term has a weight."""
+        return self.lq > 0 or self.lq_perceptual > 0 or self.uses_restorer
 
     @property
     def uses_restorer(self) -> bool:

@@ -212,7 +212,8 @@ def explain_validation(error: ValidationError) -> str:
     parts = []
     for e in error.errors()[:4]:
         place = ".".join(str(p) for p in e["loc"]) or "the whole"
-        parts.append(f"{place}: {e['msg']}" + ("" if isinstance(e["input"], dict) else f" (found {e['input']!r:.60})"))
+        said = "no such setting" if e["type"] == "extra_forbidden" else e["msg"].removeprefix("Value error, ")
+        parts.append(f"{place}: {said}" + ("" if isinstance(e["input"], dict) else f" (found {e['input']!r:.60})"))
     return "; ".join(parts)
 
 

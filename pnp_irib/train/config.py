@@ -19,7 +19,7 @@ __all__ = ["MixtureEntry", "TrainConfig", "load_config"]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(_Section):
@@ -84,7 +84,7 @@ class RestorerConfig(_Section):
 class TrainConfig(_Section):
     """A training run."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     projector: PixelArchitecture = PixelArchitecture()
     init: Path | None = Field(default=None, description="projector folder to start from")
     data: DataConfig
@@ -115,6 +115,8 @@ class TrainConfig(_Section):
     def _consistent(self) -> Self:
         if self.data.crop % 4:
             raise ValueError(f"data.crop={self.data.crop} is not a multiple of 4; use {self.data.crop // 4 * 4}")
+        if not self.objective.is_set:
+            raise ValueError("every weight of the objective is zero, so there is nothing to learn; set lq, hq or another term")
         if self.hq_pictures is not None and self.hq_pictures > self.batch:
             raise ValueError(f"hq_pictures={self.hq_pictures} exceeds batch={self.batch}")
         if self.hq_crop is not None and self.hq_crop > self.data.crop // 4:

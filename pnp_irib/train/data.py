@@ -28,7 +28,9 @@ class Pictures:
     """The HQ pictures of a folder, decoded once and kept as 8 bit."""
 
     def __init__(self, folder: Path, *, smallest: int) -> None:
-        self.paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        self.paths = sorted(
+            p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file() and not p.name.startswith(".")
+        )
         if not self.paths:
             raise ConfigError(f"no pictures under {folder}. Looked for {', '.join(sorted(SUFFIXES))}.")
         self.pixels: list[Tensor] = []

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pnp_irib.classifiers import EfficientNetLite
 from pnp_irib.errors import ConfigError
+from pnp_irib.images.atomic import atomic_file
 from pnp_irib.images.resize import resize
 from pnp_irib.irib.objective import Objective, Terms, total
 from pnp_irib.projectors.base import Projector, Provenance, SourceFile
@@ -34,6 +35,8 @@ from pnp_irib.train.progress import Progress
 __all__ = ["train"]
 
 log = logging.getLogger("pnp_irib.train")
+
+CONFIG_NAME = "config.yaml"
 
 
 def train(
@@ -63,9 +66,11 @@ def train(
     from accelerate import Accelerator
     from torch.utils.tensorboard import SummaryWriter
 
-    _prepare_run(config, run, resume=resume)
+    _check_run(config, run, resume=resume)
     accelerator = Accelerator(mixed_precision=config.precision)
     session = _Session(config, accelerator)
+    if accelerator.is_main_process:
+        _record(config, run)
     start = 0
     if resume and (checkpoint := latest_checkpoint(run)) is not None:
         start = session.restore(load_state(checkpoint))
@@ -73,7 +78,6 @@ def train(
     writer = SummaryWriter(str(run / "tensorboard"), purge_step=start) if accelerator.is_main_process else None
     progress = Progress(start, config.steps, enabled=show_progress and accelerator.is_main_process)
     deadline = math.inf if max_hours is None else time.monotonic() + 3600 * max_hours
-    newest = run
     with progress:
         for step in range(start, config.steps):
             terms = session.step(step)
@@ -85,7 +89,7 @@ def train(
                 writer.add_scalar("lr", session.learning_rate(step), done)
             stop = done == config.steps or time.monotonic() > deadline
             if (stop or done % config.checkpoint_every == 0) and accelerator.is_main_process:
-                newest = session.save(run, done)
+                session.save(run, done)
                 if writer is not None:
                     writer.add_images("elq_lq_reference", session.preview(step), done)
                     writer.flush()
@@ -93,7 +97,8 @@ def train(
                 break
     if writer is not None:
         writer.close()
-    if accelerator.is_main_process and newest.name == f"step-{config.steps:07d}":
+    newest = latest_checkpoint(run) or run
+    if accelerator.is_main_process and newest.name == f"step-{config.steps:07d}" and not (run / "projector").exists():
         Projector.from_pretrained(newest).save_pretrained(run / "projector", card=(newest / "README.md").read_text())
     return newest
 
@@ -146,7 +151,7 @@ class _Session:
             files += [SourceFile(name=w.name, sha256=w.sha256) for w in find_spec(name).weights if w.sha256]
         files += [f for f in start.provenance.files if f not in files]
         return Provenance(
-            name=config.restorer,
+            name=f"projector for {config.restorer}",
             lq_profile=find_spec(config.restorer).lq_profile,
             elq_profiles=tuple(entry.profile for entry in config.mixture if entry.profile is not None),
             restorer=config.restorer,
@@ -259,18 +264,34 @@ class _Session:
         return torch.cat((batch.elq[:4], estimate, batch.reference[:4].clamp(0, 1)), 3)
 
 
-def _prepare_run(config: TrainConfig, run: Path, *, resume: bool) -> None:
-    """Write the configuration, or check that the directory holds this very run."""
-    record = run / "config.yaml"
-    dumped = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    if record.exists():
-        if not resume:
-            raise ConfigError(f"{run} holds a run already. Resume it with --resume, or name another directory.")
-        if yaml.safe_load(record.read_text()) != yaml.safe_load(dumped):
-            raise ConfigError(f"{record} differs from the given configuration; a run is resumed with what it was begun with.")
+def _check_run(config: TrainConfig, run: Path, *, resume: bool) -> None:
+    """Check that the directory is free, or holds this very run; before the first checkpoint there is nothing to lose.
+
+    Raises:
+        ConfigError: it holds another run, or it is one and ``resume`` was not asked for.
+    """
+    if latest_checkpoint(run) is None:
         return
+    if not resume:
+        raise ConfigError(f"{run} holds a run already. Resume it with --resume, or name another directory.")
+    record = run / CONFIG_NAME
+    try:
+        recorded = yaml.safe_load(record.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{record} cannot be read: {' '.join(str(error).split())}. Name another directory.") from error
+    if recorded != yaml.safe_load(_dumped(config)):
+        raise ConfigError(f"{record} differs from the given configuration; a run is resumed with what it was begun with.")
+
+
+def _record(config: TrainConfig, run: Path) -> None:
+    """Write the configuration; called when everything that it names could be loaded."""
     run.mkdir(parents=True, exist_ok=True)
-    record.write_text(dumped)
+    with atomic_file(run / CONFIG_NAME) as file:
+        file.write(_dumped(config).encode())
+
+
+def _dumped(config: TrainConfig) -> str:
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def _sha256(text: str) -> str:

@@ -1,5 +1,3 @@
-"""The command line as users run it: real processes, real files, the smallest real restorer."""
-
 from __future__ import annotations
 
 import json
@@ -7,9 +5,7 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,49 +14,7 @@ from PIL import Image
 
 from pnp_irib.projectors import PixelProjector
 from pnp_irib.projectors.pixel import PixelArchitecture
-
-COMMAND = str(Path(sys.executable).with_name("pnp-irib"))
-FAST = ("--restorer", "realesr-animevideov3", "--projector", "none", "--device", "cpu")
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
-
-
-def pnp(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, env=ENVIRONMENT, stdin=subprocess.DEVNULL
-    )
-    assert "Traceback" not in done.stdout + done.stderr
-    return done
-
-
-def restore(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return pnp("restore", *arguments, *FAST)
-
-
-@pytest.fixture
-def crop(shared_dir: Path) -> Callable[..., Path]:
-    """Write a small crop of a real photograph."""
-    with Image.open(sorted((shared_dir / "data" / "dev").glob("*.webp"))[1]) as image:
-        photograph = image.convert("RGB")
-
-    def write(path: Path, side: int = 12) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        photograph.crop((40, 50, 40 + side, 50 + side)).save(path)
-        return path
-
-    return write
-
-
-Crop = Callable[..., Path]
-
-
-def files(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-def size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as image:
-        image.load()
-        return image.size
+from tests.cli.run import COMMAND, ENVIRONMENT, FAST, Crop, files, pnp, restore, size
 
 
 def test_a_folder_with_all_kinds_of_trouble(crop: Crop, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -151,3 +152,47 @@ def test_pictures_that_are_too_small_are_named(config_file: Path, tmp_path: Path
     config_file.write_text(yaml.safe_dump(content))
     with pytest.raises(ConfigError, match="smaller than the crop of 512"):
         train(load_config(config_file), tmp_path / "run", show_progress=False)
+
+
+def test_a_first_mistake_leaves_no_run_behind(config_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    right = config_file.read_text()
+    config_file.write_text(right.replace("folder: photographs", "folder: elsewhere"))
+    with pytest.raises(ConfigError, match="no pictures under"):
+        train(load_config(config_file), run, show_progress=False)
+    config_file.write_text(right)
+    config = load_config(config_file).model_copy(update={"steps": 2})
+    newest = train(config, run, show_progress=False)
+    # What a kill between the last checkpoint and the export leaves is made good, and the answer is the same.
+    shutil.rmtree(run / "projector")
+    assert train(config, run, resume=True, show_progress=False) == newest
+    assert weights(run / "projector").keys() == weights(newest).keys()
+    (run / "config.yaml").write_text("{")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        train(config, run, resume=True, show_progress=False)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("lq: 1.0", "lq: .inf", "finite number"),
+        ("share: 0.5", "share: .inf", "finite number"),
+        ("seed: 3", "seed: 99999999999999999999", "less than 9223372036854775808"),
+        ("gate: 0.1", "gate: 0.1\n  tau: 1e9", "less than or equal to 64"),
+        ("gate: 0.1", "typo: 1", "typo: no such setting"),
+        ("  hq: 0.5\n  hq_perceptual: 0.05\n  lq: 1.0\n  lq_perceptual: 0.05", "  lq: 0", "nothing to learn"),
+    ],
+)
+def test_impossible_configurations(config_file: Path, old: str, new: str, said: str) -> None:
+    content = config_file.read_text()
+    assert old in content
+    config_file.write_text(content.replace(old, new, 1))
+    with pytest.raises(ConfigError, match=said):
+        load_config(config_file)
+
+
+def test_hidden_files_and_folders_are_no_pictures(config_file: Path) -> None:
+    folder = config_file.parent / "photographs"
+    (folder / "._a.png").write_bytes(b"what some systems leave behind")
+    (folder / "d.png").mkdir()
+    assert len(Pictures(folder, smallest=64)) == 3
