@@ -36,7 +36,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
-        code = 143 if Terminated.came else 130
+        code = 130
     except PnPIribError as error:
         debug()
         fail(str(error), 2)
@@ -51,15 +51,15 @@ def main() -> None:
         debug()
         reason = " ".join(str(error).split())[:300]
         fail(f"internal error: {type(error).__name__}: {reason} (PNP_IRIB_DEBUG=1 shows where)", 2)
-    if code >= 130:
-        fail("interrupted" if code == 130 else "terminated", code)
+    if code == 130:  # some versions of typer answer so themselves
+        fail(*("terminated", 143) if Terminated.came else ("interrupted", 130))
     raise SystemExit(code)
 
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM came: half-written files are cleared away as for Ctrl-C."""
 
-    came = False  # typer raises something else in its place
+    came = False  # typer turns it into something else
 
 
 def terminate(*_: object) -> None:
