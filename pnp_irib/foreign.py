@@ -20,6 +20,7 @@ from pnp_irib.runtime import frozen
 from pnp_irib.spec import Licence, RestorerSpec
 
 if TYPE_CHECKING:
+    from pnp_irib.profile import DegradationProfile
     from pnp_irib.prompts import Prompt
     from pnp_irib.restorer import NoiseSource
 
@@ -67,7 +68,7 @@ class ForeignRestorer:
         scale: int | None = None,
         multiple_of: int = 1,
         min_size: int = 1,
-        lq_profile: Any = None,
+        lq_profile: DegradationProfile | None = None,
     ) -> None:
         for option, value in (("scale", scale), ("multiple_of", multiple_of), ("min_size", min_size)):
             if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):

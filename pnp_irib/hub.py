@@ -94,7 +94,7 @@ def choose_projector(projector: str | Path | Projector | None, spec: RestorerSpe
     if spec.projector is not None:
         return load_projector(spec.projector), f"made for {spec.name}"
     if spec.lq_profile is None:
-        return None, f"{spec.name} states no LQ profile; name a projector to use one"
+        return None, f"{spec.name} states no LQ profile; state wrap(..., lq_profile='standard'), or name a projector"
     for name in bundled_projectors():
         bundled = load_projector(name)
         profile = bundled.provenance.lq_profile

@@ -20,6 +20,7 @@ from pnp_irib.images.sources import read_source, single_source
 from pnp_irib.images.tensors import check_picture, output_size
 from pnp_irib.look_forward import LookForwardOnce, LookForwardRound
 from pnp_irib.noise import SeededNoise
+from pnp_irib.profile import DegradationProfile, preset
 from pnp_irib.projectors import Projector
 from pnp_irib.prompts import Prompt, PromptExtractor, load_extractor
 from pnp_irib.registry import load_restorer
@@ -45,6 +46,7 @@ def wrap(
     scale: int | None = None,
     multiple_of: int | None = None,
     min_size: int | None = None,
+    lq_profile: str | DegradationProfile | None = None,
     **options: Any,
 ) -> WrappedRestorer:
     """Put a projector in front of a frozen restorer.
@@ -59,13 +61,16 @@ def wrap(
         scale: native enlargement of a module or function; None: found out with one small picture.
         multiple_of: sides that a module or function accepts; None: any.
         min_size: smallest side that it accepts; None: 1.
+        lq_profile: degradations that a module or function was trained for, a preset's name or a profile: with "auto", the
+            projector that maps onto it is taken. "standard" is what most blind restorers were trained for.
         options: for a registered name, handed to the adapter (``weights=``, ``device=``, ``dtype=``).
 
     Raises:
         WrapError: the object cannot be used as a restorer.
         UnknownRestorerError, MissingExtraError, WeightsError, ConfigError: a name leads nowhere or cannot be loaded.
     """
-    foreign = {"scale": scale, "multiple_of": multiple_of, "min_size": min_size}
+    profile = preset(lq_profile) if isinstance(lq_profile, str) else lq_profile
+    foreign: dict[str, Any] = {"scale": scale, "multiple_of": multiple_of, "min_size": min_size, "lq_profile": profile}
     given = {name: value for name, value in foreign.items() if value is not None}
     if isinstance(restorer, str):
         _refuse(given, "are for modules and functions; a registered restorer knows them")

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pnp_irib.errors import ConfigError, UnknownRestorerError, WrapError
+from pnp_irib.profile import PRESETS
 from pnp_irib.projectors import PixelProjector
 from pnp_irib.restorer import Restorer
 from pnp_irib.wrapper import wrap
@@ -52,3 +53,17 @@ def test_what_cannot_be_wrapped_is_refused_with_advice(build: Any, error: Any, a
     with pytest.raises(error, match=advice) as caught:
         build()
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_of_the_user_gets_the_projector_of_its_profile() -> None:
+    assert wrap(Doubler(), scale=2).projector is None
+    assert "lq_profile='standard'" in " ".join(repr(wrap(Doubler(), scale=2)).split())
+    for profile in ("standard", PRESETS["standard"]):
+        robust = wrap(Doubler(), scale=2, lq_profile=profile)
+        assert robust.projector is not None
+        assert robust.spec.lq_profile == PRESETS["standard"]
+    assert wrap(Doubler(), scale=2, lq_profile="light").projector is None
+    with pytest.raises(ConfigError, match=r"standart.*Did you mean 'standard'"):
+        wrap(Doubler(), scale=2, lq_profile="standart")
+    with pytest.raises(ConfigError, match=r"lq_profile are for modules"):
+        wrap("realesr-animevideov3", lq_profile="standard")
