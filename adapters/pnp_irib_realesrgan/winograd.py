@@ -21,7 +21,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from pnp_irib_realesrgan.networks import RRDB, ResidualDenseBlock
 
-__all__ = ["WinogradRRDB", "WinogradTrunk", "Workspaces"]
+__all__ = ["FEWEST_PIXELS", "WinogradRRDB", "WinogradTrunk", "Workspaces"]
 
 FEWEST_PIXELS = 24**2  # of a picture: below it, the products are too small to gain
 BAND_TILES = 256  # whose products are taken back to pixels while they are in the cache
@@ -167,15 +167,6 @@ class WinogradTrunk:
         self._made_of = [(p, p.detach(), p._version) for p in body.parameters()]
         self._blocks = [WinogradRRDB(cast("RRDB", block), slope) for block in body]
 
-    @staticmethod
-    def serves(lq: Tensor, body: nn.Sequential) -> bool:
-        """Whether a picture can be restored this way: no gradients, float32 on a CPU, and a ``body`` as it was built."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
-            return False
-        if lq.device.type != "cpu" or lq.dtype != torch.float32 or lq.shape[-2] * lq.shape[-1] < FEWEST_PIXELS:
-            return False
-        return all(_is_plain(module) for module in body.modules()) and not any(p.is_inference() for p in body.parameters())
-
     def is_of(self, body: nn.Sequential) -> bool:
         """Whether no parameter was exchanged or changed in place since; changes through ``.data`` leave no trace."""
         now = list(body.parameters())
@@ -188,14 +179,3 @@ class WinogradTrunk:
         """The blocks for one pass, which share their buffers."""
         spaces: Workspaces = {}
         return [partial(block, spaces=spaces) for block in self._blocks]
-
-
-def _is_plain(module: nn.Module) -> bool:
-    """Whether a module is of the trunk as it was built: adapters and hooks of others would be passed over."""
-    from pnp_irib_realesrgan.networks import RRDB, ResidualDenseBlock
-
-    if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
-        return False
-    if type(module) is nn.Conv2d:
-        return module.kernel_size == (3, 3) and module.padding == (1, 1) and module.bias is not None
-    return type(module) in (nn.Sequential, RRDB, ResidualDenseBlock)

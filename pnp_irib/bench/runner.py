@@ -228,7 +228,7 @@ def _pictures(folder: Path) -> list[Path]:
     found: dict[str, Path] = {}
     for path in folder.rglob("*") if folder.is_dir() else ():
         relative = path.relative_to(folder)
-        if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in relative.parts):
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not any(part.startswith(".") for part in relative.parts):
             found[relative.as_posix()] = path
     if not found:
         raise ConfigError(f"no pictures under {folder}. Looked for {', '.join(sorted(SUFFIXES))}.")
