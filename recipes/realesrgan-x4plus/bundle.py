@@ -1,7 +1,7 @@
 """Put a trained projector into the library, with its model card.
 
     python recipes/realesrgan-x4plus/bundle.py --checkpoint runs/hq/projector --sources DATA/train/SOURCES.csv \
-        --gate CLOSED OPEN --reports out/bench-extreme/bench.json out/bench-light/bench.json
+        --blend runs/structure/projector 0.65 --gate -0.6 0.5 --reports out/bench-extreme/bench.json out/bench-light/bench.json
 """
 
 from __future__ import annotations
@@ -54,6 +54,13 @@ def measured(path: Path) -> list[str]:
     return [*lines, ""]
 
 
+def blend(projector: PixelProjector, other: PixelProjector, share: float) -> None:
+    """Average the weights with those of an earlier run of the same line (Wortsman et al., arXiv 2203.05482)."""
+    with torch.no_grad():
+        for mine, theirs in zip(projector.parameters(), other.parameters(), strict=True):
+            mine.lerp_(theirs, share)
+
+
 def set_gate(projector: PixelProjector, closed: float, opened: float) -> None:
     """Let the gate be shut at the severity ``closed`` and below, fully open at ``opened`` and above (logits)."""
     edge = math.log(11)  # where `gate_of` reaches its ends
@@ -67,10 +74,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--sources", type=Path, required=True)
+    parser.add_argument("--blend", nargs=2, metavar=("CHECKPOINT", "SHARE"), help="average in an earlier run's weights")
     parser.add_argument("--gate", type=float, nargs=2, metavar=("CLOSED", "OPEN"), help="severities where the gate ends")
     parser.add_argument("--reports", type=Path, nargs="*", default=[])
     args = parser.parse_args()
     projector = PixelProjector.from_pretrained(args.checkpoint)
+    if args.blend:
+        blend(projector, PixelProjector.from_pretrained(args.blend[0]), float(args.blend[1]))
     if args.gate:
         set_gate(projector, *args.gate)
     projector.provenance = projector.provenance.model_copy(update={"name": NAME, "licence": "apache-2.0"})
