@@ -11,7 +11,7 @@ from pnp_irib.registry import load_restorer
 from pnp_irib_realesrgan.networks import RRDB, SLOPE, RRDBNet
 from pnp_irib_realesrgan.restorer import RealESRGAN
 from pnp_irib_realesrgan.spec import ANIME, X4PLUS
-from pnp_irib_realesrgan.winograd import WinogradRRDB
+from pnp_irib_realesrgan.winograd import WinogradRRDB, Workspaces
 
 
 @pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 3), (2, 41), (24, 31), (70, 66)])
@@ -30,11 +30,11 @@ def test_one_workspace_serves_blocks_and_pictures_in_turn() -> None:
     torch.manual_seed(0)
     blocks = [WinogradRRDB(RRDB(12, 8), SLOPE) for _ in range(2)]
     first, second = torch.randn(2, 1, 12, 30, 29)
-    spaces: dict[tuple[int, int], object] = {}
+    spaces: Workspaces = {}
     for block in blocks:
         alone = block(second, {})
-        block(first, spaces)  # type: ignore[arg-type]
-        assert torch.equal(block(second, spaces), alone)  # type: ignore[arg-type]
+        block(first, spaces)
+        assert torch.equal(block(second, spaces), alone)
 
 
 @pytest.mark.parametrize("name", [ANIME.name, X4PLUS.name])
