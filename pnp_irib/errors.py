@@ -19,6 +19,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 __all__ = [
     "BrokenPluginError",
@@ -33,6 +37,7 @@ __all__ = [
     "WeightsError",
     "WrapError",
     "did_you_mean",
+    "explain_validation",
 ]
 
 
@@ -84,3 +89,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A sentence with the nearest known names, or an empty string; ends with a space when not empty."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f"Did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
+
+
+def explain_validation(error: ValidationError) -> str:
+    """One line for what pydantic found, each with the place and the reason."""
+    parts = []
+    for e in error.errors()[:4]:
+        place = ".".join(str(p) for p in e["loc"]) or "the whole"
+        said = "no such setting" if e["type"] == "extra_forbidden" else e["msg"].removeprefix("Value error, ")
+        parts.append(f"{place}: {said}" + ("" if isinstance(e["input"], dict) else f" (found {e['input']!r:.60})"))
+    return "; ".join(parts)

@@ -44,7 +44,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     try:
         for generator in generators:
             generator.manual_seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
+        np.random.seed([seed % 2**32, seed // 2**32])  # noqa: NPY002
         random.seed(seed)
         yield
     finally:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pnp_irib.errors import ConfigError, did_you_mean
+from pnp_irib.errors import ConfigError, did_you_mean, explain_validation
 
 __all__ = ["PRESETS", "Blur", "DegradationProfile", "Noise", "Order", "Resize", "Sinc", "preset"]
 
@@ -286,7 +286,7 @@ def preset(profile: str | DegradationProfile | dict[str, Any]) -> DegradationPro
         try:
             return DegradationProfile.model_validate(profile)
         except ValidationError as error:
-            raise ConfigError(f"this is not a degradation profile: {error}") from error
+            raise ConfigError(f"this is not a degradation profile: {explain_validation(error)}.") from error
     if not isinstance(profile, str):
         raise ConfigError(f"{profile!r:.40} is no degradation; expected a preset ({', '.join(PRESETS)}) or a profile.")
     if profile not in PRESETS:

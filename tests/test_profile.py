@@ -96,8 +96,9 @@ def test_names_and_dictionaries() -> None:
     assert preset(light.model_dump()) == light
     with pytest.raises(ConfigError, match=r"Did you mean 'standard'\? Known: light"):
         preset("standart")
-    with pytest.raises(ConfigError, match="orders"):
+    with pytest.raises(ConfigError, match="orders") as raised:
         preset({"name": "x", "origin": "y"})
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pnp_irib.cli.files import Task, is_folder, plan
 from pnp_irib.cli.messages import line, reason_of
 from pnp_irib.degrade import apply, draw
 from pnp_irib.errors import InputError, PnPIribError
-from pnp_irib.images.io import WRITABLE, read_picture, write_picture
+from pnp_irib.images.io import WRITABLE, Picture, read_picture, write_picture
 from pnp_irib.noise import picture_seed
 from pnp_irib.profile import DegradationProfile, preset
 
@@ -43,8 +43,13 @@ def _one(task: Task, profile: DegradationProfile, seed: int, scale: int, *, over
         raise InputError(task.problem)
     if os.path.lexists(task.target) and not overwrite:
         return line(task.source, "skipped", "the output exists; --overwrite replaces it")
-    hq = read_picture(task.source).rgb
+    picture = read_picture(task.source)
+    hq = picture.rgb
     drawn = draw(profile, hq.shape[-2:], picture_seed(seed, task.source.name), scale=scale)
     task.target.parent.mkdir(parents=True, exist_ok=True)
-    write_picture(apply(hq, [drawn]), task.target)
-    return f"{task.source} -> {task.target}" + (f"\n{drawn}" if verbose else "")
+    # Noise and compression leave 8 bits of three colours; the profile that the colours are in stays true.
+    kept = Picture(picture.rgb, icc_profile=None if picture.grey else picture.icc_profile, source=picture.source)
+    notes = [*picture.notes, *(["transparency left out"] if picture.alpha is not None else [])]
+    notes += write_picture(apply(hq, [drawn]), task.target, like=kept)
+    said = [f"{task.source} -> {task.target}", *(f"    note: {note}" for note in notes), *([str(drawn)] if verbose else [])]
+    return "\n".join(said)

@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from pnp_irib.cli.messages import reason_of
 from pnp_irib.errors import PnPIribError
 
 __all__ = ["app", "main"]
@@ -31,6 +32,9 @@ app = typer.Typer(
 def main() -> None:
     """Entry point: every error is one line, never a traceback (``PNP_IRIB_DEBUG=1`` shows it)."""
     code = 0
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123 - for the life of the process
     warnings.showwarning = show_warning  # type: ignore[assignment]
     signal.signal(signal.SIGTERM, terminate)
     try:
@@ -44,6 +48,9 @@ def main() -> None:
         # The reader of our output (head, less) went away; nothing is left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+    except OSError as error:
+        debug()
+        fail(reason_of(error), 2)
     except Exception as error:
         # A usage error of click, which some versions of typer carry inside and others import.
         if callable(message := getattr(error, "format_message", None)):
@@ -101,6 +108,13 @@ def common(
     """Options of all commands."""
 
 
+def path_of(text: str) -> Path:
+    """A path of the command line. An empty one, often that of a variable never set, is not the current folder."""
+    if not text:
+        raise typer.BadParameter("the path is empty; for the current folder write '.'.")
+    return Path(text)
+
+
 Restorer = Annotated[str, typer.Option("--restorer", "-r", help="Name of the restorer; see `pnp-irib models`.")]
 ProjectorName = Annotated[str, typer.Option("--projector", "-p", help="auto, none, hf-hub:OWNER/REPO or local-dir:PATH.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
@@ -109,9 +123,9 @@ Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16; of t
 
 @app.command()
 def restore(
-    inputs: Annotated[list[Path], typer.Argument(metavar="IN...", readable=False, help="Pictures, or folders (all below).")],
+    inputs: Annotated[list[Path], typer.Argument(metavar="IN...", parser=path_of, help="Pictures, or folders (all below).")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="OUT", readable=False, help="Folder; for one picture also a file.")
+        Path, typer.Option("--output", "-o", metavar="OUT", parser=path_of, help="Folder; for one picture also a file.")
     ],
     restorer: Restorer = "realesrgan-x4plus",
     projector: ProjectorName = "auto",
@@ -163,9 +177,9 @@ def models(
 
 @app.command()
 def degrade(
-    inputs: Annotated[list[Path], typer.Argument(metavar="IN...", readable=False, help="Pictures, or folders.")],
+    inputs: Annotated[list[Path], typer.Argument(metavar="IN...", parser=path_of, help="Pictures, or folders.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="OUT", readable=False, help="Folder; for one picture also a file.")
+        Path, typer.Option("--output", "-o", metavar="OUT", parser=path_of, help="Folder; for one picture also a file.")
     ],
     preset: Annotated[str, typer.Option("--preset", help="light, standard, codeformer, extreme, stress.")] = "extreme",
     seed: Annotated[int, typer.Option(min=0, help="The same seed and file name give the same picture.")] = 0,

@@ -14,7 +14,7 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from pnp_irib.errors import ImageFileError, InputError
+from pnp_irib.errors import ConfigError, ImageFileError, InputError
 from pnp_irib.images.atomic import atomic_file
 from pnp_irib.images.decode import decode
 from pnp_irib.images.guard import one_line, quiet
@@ -40,11 +40,14 @@ WRITABLE = {
 """File endings that can be written, and their formats."""
 
 _LARGEST_SIDE = {"JPEG": 65_535, "WEBP": 16_383}
-_LARGEST_EXIF = {"PNG": 2**31, "JPEG": 65_533, "WEBP": 2**31}
+_LARGEST_EXIF = {"PNG": 2**31, "JPEG": 65_533, "WEBP": 2**31, "TIFF": 2**31}
 _LARGEST_ICC = {"PNG": 2**31, "JPEG": 255 * 65_519, "WEBP": 2**31, "TIFF": 2**31}
 _HAS_ALPHA = {"PNG", "WEBP", "TIFF"}
 _DAMAGED = "is damaged or not fully supported"
 _ORIENTATION = ExifTags.Base.Orientation
+# What EXIF says of the photograph. In a TIFF it shares its block with the size and the place of the pixels.
+_DESCRIPTIVE = (270, 271, 272, 305, 306, 315, 33432)  # description, make, model, software, time, artist, copyright
+_DESCRIPTIVE_BLOCKS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +158,7 @@ def _convert(image: Image.Image, path: Path | None, max_pixels: int) -> Picture:
         raise ImageFileError(f"{name} is empty: {width}x{height} pixels.")
     if width * height > max_pixels:
         raise ImageFileError(
-            f"{name} has {width}x{height} = {width * height / 1e6:.1f} megapixels, above the cap of {max_pixels / 1e6:.1f}. "
+            f"{name} has {width}x{height} = {width * height / 1e6:.1f} megapixels, above the cap of {max_pixels / 1e6:g}. "
             f"Raise max_pixels (command line: --max-pixels), or make it smaller."
         )
     decoded = decode(image)
@@ -200,23 +203,39 @@ def _frames(image: Image.Image) -> str:
 
 def _exif(image: Image.Image, notes: list[str]) -> tuple[bytes | None, int]:
     """EXIF block without orientation, and the orientation; damaged EXIF costs the block, not the picture."""
-    # In a TIFF the tags of the picture itself (size, offsets) share the block; they are not for another file.
-    # Its orientation is the one that Pillow applies itself.
-    if image.format == "TIFF":
-        return None, 1
     try:
         exif = image.getexif()
+        if image.format == "TIFF":  # Pillow applies the orientation itself
+            kept = _descriptive(exif)
+            return (kept.tobytes() if len(kept) else None), 1
         orientation = int(exif.get(_ORIENTATION, 1) or 1)
         if not len(exif):
             return None, orientation
-        kept = Image.Exif()  # a copy, for the image may be the user's
-        kept.load(exif.tobytes())
+        kept = _loaded(exif.tobytes())  # a copy, for the image may be the user's
         if _ORIENTATION in kept:
             del kept[_ORIENTATION]
         return (kept.tobytes() if len(kept) else None), orientation
     except Exception:
         notes.append("damaged EXIF data left out")
         return None, 1
+
+
+def _loaded(block: bytes) -> Image.Exif:
+    exif = Image.Exif()
+    exif.load(block)
+    return exif
+
+
+def _descriptive(exif: Image.Exif) -> Image.Exif:
+    """What says something of the photograph, without what describes the file."""
+    kept = Image.Exif()
+    for tag in _DESCRIPTIVE:
+        if tag in exif:
+            kept[tag] = exif[tag]
+    for block in _DESCRIPTIVE_BLOCKS:
+        if tags := exif.get_ifd(block):
+            kept.get_ifd(block).update(tags)
+    return kept
 
 
 def _upright(values: np.ndarray[Any, Any], orientation: int) -> np.ndarray[Any, Any]:
@@ -246,15 +265,18 @@ def write_picture(
         alpha: (1, 1, H, W), or None.
         like: the input that it was made from: its depth, profile and metadata are kept; its file is never written over.
         format: an ending of `WRITABLE`, with or without the dot.
-        quality: of JPEG and WebP.
+        quality: of JPEG and WebP, 1 to 100.
 
     Returns:
         Notes on what the format could not hold.
 
     Raises:
         ImageFileError: the format is unknown, the picture too large for it, the path is the input's, or writing failed.
+        ConfigError: the quality is none.
     """
     path = Path(path)
+    if not isinstance(quality, int) or not 1 <= quality <= 100:
+        raise ConfigError(f"quality={quality!r}: expected a whole number from 1 to 100.")
     ending = f".{format.lower().lstrip('.')}" if format else path.suffix.lower()
     chosen = WRITABLE.get(ending)
     if chosen is None:
@@ -280,7 +302,8 @@ def write_picture(
     if chosen == "JPEG":
         options["subsampling"] = 0
     if chosen == "TIFF":
-        options["compression"] = "tiff_deflate"
+        # The library that compresses TIFF files cannot write EXIF blocks.
+        options["compression"] = "raw" if "exif" in options else "tiff_deflate"
     if deep and chosen != "PNG":
         notes.append(f"written with 8 of 16 bits: 16 are kept in .png, not in {path.suffix or chosen}")
     with one_line(str(path), "cannot be written"), atomic_file(path) as file:
@@ -303,7 +326,7 @@ def _metadata(like: Picture, chosen: str, notes: list[str]) -> dict[str, Any]:
             notes.append(f"colour profile left out: {chosen} cannot hold it")
     if like.exif:
         if len(like.exif) <= _LARGEST_EXIF.get(chosen, 0):
-            options["exif"] = like.exif
+            options["exif"] = _descriptive(_loaded(like.exif)).tobytes() if chosen == "TIFF" else like.exif
         else:
             notes.append(f"EXIF data left out: {chosen} cannot hold it")
     return options

@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from pnp_irib.errors import ConfigError, InputError, WeightsError
+from pnp_irib.errors import ConfigError, InputError, WeightsError, explain_validation
 from pnp_irib.profile import DegradationProfile
 from pnp_irib.prompts import Prompt
 from pnp_irib.weights import load_strictly, write_atomically
@@ -31,7 +31,6 @@ __all__ = [
     "Projector",
     "Provenance",
     "SourceFile",
-    "explain_validation",
 ]
 
 FORMAT = 1
@@ -205,16 +204,6 @@ class Projector(nn.Module, ABC):
             f"- training data: {p.training_data or 'not stated'}",
         ]
         return "\n".join(lines) + "\n"
-
-
-def explain_validation(error: ValidationError) -> str:
-    """One line for what pydantic found, each with the place and the reason."""
-    parts = []
-    for e in error.errors()[:4]:
-        place = ".".join(str(p) for p in e["loc"]) or "the whole"
-        said = "no such setting" if e["type"] == "extra_forbidden" else e["msg"].removeprefix("Value error, ")
-        parts.append(f"{place}: {said}" + ("" if isinstance(e["input"], dict) else f" (found {e['input']!r:.60})"))
-    return "; ".join(parts)
 
 
 def _class_of_kind(kind: object, folder: Path) -> type[Projector]:

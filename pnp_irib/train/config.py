@@ -9,10 +9,9 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from pnp_irib.errors import ConfigError
+from pnp_irib.errors import ConfigError, explain_validation
 from pnp_irib.irib.objective import ObjectiveConfig
 from pnp_irib.profile import DegradationProfile, preset
-from pnp_irib.projectors.base import explain_validation
 from pnp_irib.projectors.pixel import PixelArchitecture
 
 __all__ = ["MixtureEntry", "TrainConfig", "load_config"]

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pnp_irib.cli.files import plan
 from tests.cli.run import COMMAND, ENVIRONMENT, FAST, Crop, files, pnp, restore
@@ -121,3 +122,35 @@ def test_impossible_options_of_training(tmp_path: Path, options: tuple[str, ...]
     done = pnp("train", tmp_path / "none.yaml", "--run", tmp_path / "run", *options)
     assert done.returncode == 2
     assert said in done.stderr
+
+
+@pytest.mark.parametrize("command", ["restore", "degrade"])
+def test_an_empty_path_is_not_the_current_folder(crop: Crop, tmp_path: Path, command: str) -> None:
+    crop(tmp_path / "a.png")
+    for arguments in (("", "-o", "out"), ("a.png", "-o", "")):
+        done = pnp(command, *arguments)
+        assert done.returncode == 2
+        assert "the path is empty" in done.stderr
+
+
+def test_closed_standard_streams(crop: Crop, tmp_path: Path) -> None:
+    crop(tmp_path / "a.png")
+    call = [COMMAND, "restore", str(tmp_path / "a.png"), "-o", str(tmp_path / "out"), "--json", *FAST]
+    for closed in ("<&- >&-", ">&- 2>&-"):
+        shell = ["bash", "-c", f'"$@" {closed}', "bash", *call, "--overwrite"]
+        done = subprocess.run(shell, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert files(tmp_path / "out") == ["a.png"]
+
+
+def test_degrade_tells_what_it_leaves_out(crop: Crop, tmp_path: Path) -> None:
+    from PIL import ImageCms
+
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    with Image.open(crop(tmp_path / "a.png", 64)) as image:
+        image.convert("RGBA").save(tmp_path / "a.png", icc_profile=profile)
+    done = pnp("degrade", tmp_path / "a.png", "-o", tmp_path / "b.png")
+    assert done.returncode == 0
+    assert "note: transparency left out" in done.stderr
+    with Image.open(tmp_path / "b.png") as image:
+        assert (image.mode, image.size, image.info["icc_profile"]) == ("RGB", (16, 16), profile)

@@ -158,18 +158,23 @@ def test_an_image_of_the_user_stays_as_it_was(photo: Image.Image, tmp_path: Path
     assert torch.equal(first.rgb, read_picture(tmp_path / "a.jpg").rgb)
 
 
-def test_exif_keeps_what_it_says_of_the_photograph(photo: Image.Image, tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", ["jpg", "tif"])
+def test_exif_keeps_what_it_says_of_the_photograph(photo: Image.Image, tmp_path: Path, source: str) -> None:
     exif = Image.Exif()
     exif[274] = 3
     exif.get_ifd(34665)[36867] = "2020:01:01 00:00:00"
     exif.get_ifd(34853)[1] = "N"
-    photo.save(tmp_path / "a.jpg", exif=exif)
-    picture = read_picture(tmp_path / "a.jpg")
-    for ending in ("png", "jpg", "webp"):
+    exif[271] = "a camera"
+    photo.save(tmp_path / f"a.{source}", exif=exif.tobytes())
+    picture = read_picture(tmp_path / f"a.{source}")
+    assert picture.notes == ()
+    for ending in ("png", "jpg", "webp", "tif"):
         write_picture(picture.rgb, tmp_path / f"b.{ending}", like=picture)
         with Image.open(tmp_path / f"b.{ending}") as image:
+            assert image.size == picture.rgb.shape[:1:-1]
             kept = image.getexif()
             assert 274 not in kept
+            assert kept[271] == "a camera"
             assert kept.get_ifd(34665)[36867] == "2020:01:01 00:00:00"
             assert kept.get_ifd(34853)[1] == "N"
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pnp_irib.errors import ImageFileError
+from pnp_irib.errors import ConfigError, ImageFileError
 from pnp_irib.images.atomic import atomic_file
 from pnp_irib.images.io import read_picture, write_picture
 
@@ -62,6 +62,12 @@ def test_jpeg_keeps_full_colour_resolution(tmp_path: Path) -> None:
     rgb[:, 0, :, ::2] = 1  # red and black columns, one pixel wide
     write_picture(rgb, tmp_path / "a.jpg", quality=100)
     assert (read_picture(tmp_path / "a.jpg").rgb - rgb).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("quality", [0, 101, 9.5])
+def test_qualities_that_are_none(tmp_path: Path, quality: int) -> None:
+    with pytest.raises(ConfigError, match="from 1 to 100"):
+        write_picture(noise(), tmp_path / "a.jpg", quality=quality)
 
 
 @pytest.mark.parametrize(("name", "message"), [("a.gif", "cannot be written"), ("a", "cannot be written")])
@@ -120,7 +126,7 @@ def test_metadata_that_the_format_cannot_hold_is_dropped_with_a_note(tmp_path: P
     exif = Image.Exif()
     exif[271] = "x" * 70_000  # a JPEG marker ends at 65,533
     like = replace(read_picture(Image.new("L", (30, 20))), exif=exif.tobytes(), icc_profile=bytes(16) + b"GRAY" + bytes(200))
-    for ending, left_out in {"png": "", "jpg": "EXIF", "webp": "profile", "tif": "EXIF", "bmp": "profile EXIF"}.items():
+    for ending, left_out in {"png": "", "jpg": "EXIF", "webp": "profile", "tif": "", "bmp": "profile EXIF"}.items():
         notes = write_picture(noise(), tmp_path / f"a.{ending}", like=like)
         assert len(notes) == len(left_out.split())
         assert all(any(word in note for note in notes) for word in left_out.split())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,14 @@ def test_a_stochastic_model_follows_the_seed() -> None:
         assert torch.equal(a.restored, b.restored)
         assert torch.equal(a.restored, robust(picture, seed=4).restored)
     assert not torch.equal(robust(pictures[0], seed=5).restored, first[0].restored)
+
+
+def test_numpy_tells_large_seeds_apart() -> None:
+    def noisy(lq: Tensor) -> Tensor:
+        return (lq + 0.1 * np.random.standard_normal()).clamp(0, 1)  # noqa: NPY002 - what models of users draw from
+
+    robust = wrap(noisy, scale=1, projector=None)
+    assert not torch.equal(robust(draw(8, 8), seed=3).restored, robust(draw(8, 8), seed=3 + 2**32).restored)
 
 
 def test_a_stochastic_model_follows_the_noise_source_in_a_batch() -> None:
