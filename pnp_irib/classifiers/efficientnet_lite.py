@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from pnp_irib.errors import ConfigError, InputError, MissingExtraError, WeightsError, did_you_mean
 from pnp_irib.runtime import require, store_channels_last
 
-__all__ = ["VARIANTS", "EfficientNetLite", "LiteVariant", "class_names"]
+__all__ = ["VARIANTS", "EfficientNetLite", "LiteVariant", "class_names", "weight_file"]
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,7 @@ class EfficientNetLite(nn.Module):
             MissingExtraError: the package with the weights is not installed.
             WeightsError: the weight file is missing, damaged, or does not fit the network.
         """
-        variant = _variant(name)
-        return cls.from_file(_weight_file(variant), variant)
+        return cls.from_file(weight_file(name), name)
 
     @classmethod
     def from_file(cls, path: Path | str, variant: LiteVariant | str) -> Self:
@@ -308,8 +307,15 @@ def _scaled_channels(channels: int, width: float) -> int:
     return rounded if rounded >= 0.9 * scaled else rounded + 8
 
 
-def _weight_file(variant: LiteVariant) -> Path:
-    """Where the weights lie. The package is looked up, not imported: none of its code runs."""
+def weight_file(name: str) -> Path:
+    """Where the weights of ``lite0`` ... ``lite4`` lie. The package is looked up, not imported: none of its code runs.
+
+    Raises:
+        ConfigError: there is no variant of this name.
+        MissingExtraError: the package with the weights is not installed.
+        WeightsError: the package has no such file.
+    """
+    variant = _variant(name)
     if variant.name in _EXTRAS:
         require(variant.package, extra=_EXTRAS[variant.name])
     spec = importlib.util.find_spec(variant.package)

@@ -197,7 +197,7 @@ def degrade(
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="See docs/training.md.")],
-    run: Annotated[Path, typer.Option("--run", help="Run directory.")],
+    run: Annotated[Path | None, typer.Option("--run", help="Run directory; default: runs/ and the name of CONFIG.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
     max_hours: Annotated[float | None, typer.Option(help="Stop, with a checkpoint, after this time.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
@@ -205,7 +205,7 @@ def train(
     """Train a projector."""
     from pnp_irib.cli.train import train as start
 
-    start(config, run, resume=resume, max_hours=max_hours, threads=threads)
+    start(config, run or Path("runs", config.stem), resume=resume, max_hours=max_hours, threads=threads)
 
 
 @app.command()

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
-from pnp_irib.classifiers import EfficientNetLite
+from pnp_irib.any_size import restore_any_size
+from pnp_irib.classifiers import EfficientNetLite, weight_file
 from pnp_irib.errors import ConfigError
 from pnp_irib.images.atomic import atomic_file
 from pnp_irib.images.resize import resize
 from pnp_irib.irib.objective import Objective, Terms, total
-from pnp_irib.projectors.base import Projector, Provenance, SourceFile
+from pnp_irib.projectors.base import WEIGHTS_NAME, Projector, Provenance, SourceFile
 from pnp_irib.projectors.pixel import PixelProjector
 from pnp_irib.prompts import Prompt, PromptExtractor, load_extractor
 from pnp_irib.registry import find_spec, load_restorer
@@ -31,6 +32,7 @@ from pnp_irib.train.checkpoint import latest_checkpoint, load_state, save_checkp
 from pnp_irib.train.config import TrainConfig
 from pnp_irib.train.data import SCALE, Batch, Pictures, make_batch
 from pnp_irib.train.progress import Progress
+from pnp_irib.weights import find_place, resolve_file, sha256_of
 
 __all__ = ["train"]
 
@@ -63,11 +65,13 @@ def train(
         ConfigError: the run directory holds another run, or the configuration cannot be carried out.
     """
     require("accelerate", "tensorboard", extra="train")
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     from torch.utils.tensorboard import SummaryWriter
 
     _check_run(config, run, resume=resume)
-    accelerator = Accelerator(mixed_precision=config.precision)
+    # Not every step uses all parameters: those of prompts rest while there is none.
+    distributed = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = Accelerator(mixed_precision=config.precision, kwargs_handlers=[distributed])
     session = _Session(config, accelerator)
     if accelerator.is_main_process:
         _record(config, run)
@@ -87,7 +91,7 @@ def train(
                 for name, value in progress.averages().items():
                     writer.add_scalar(f"loss/{name}", value, done)
                 writer.add_scalar("lr", session.learning_rate(step), done)
-            stop = done == config.steps or time.monotonic() > deadline
+            stop = done == config.steps or session.agreed(time.monotonic() > deadline)
             if (stop or done % config.checkpoint_every == 0) and accelerator.is_main_process:
                 session.save(run, done)
                 if writer is not None:
@@ -97,6 +101,7 @@ def train(
                 break
     if writer is not None:
         writer.close()
+    accelerator.wait_for_everyone()
     newest = latest_checkpoint(run) or run
     if accelerator.is_main_process and newest.name == f"step-{config.steps:07d}" and not (run / "projector").exists():
         Projector.from_pretrained(newest).save_pretrained(run / "projector", card=(newest / "README.md").read_text())
@@ -120,7 +125,7 @@ class _Session:
         optimizer = torch.optim.AdamW(
             start.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
         )
-        self.model, self.optimizer = accelerator.prepare(start, optimizer)
+        self.model, self.optimizer = accelerator.prepare(_Trained(start), optimizer)
         self.average.to(accelerator.device)
         features = EfficientNetLite.from_package("lite0").to(accelerator.device) if config.objective.uses_features else None
         self.objective = Objective(config.objective, features)
@@ -142,13 +147,17 @@ class _Session:
 
     def _provenance(self, start: PixelProjector) -> Provenance:
         config = self.config
-        described = config.model_dump_json(exclude={"data": {"folder"}, "init": True})
         files = [
             SourceFile(name="training pictures", sha256=self.pictures.sha256),
-            SourceFile(name="training configuration", sha256=_sha256(described)),
+            SourceFile(name="training configuration", sha256=_sha256(_dumped(config))),
         ]
-        for name in {config.restorer, config.through.name if config.through else config.restorer}:
-            files += [SourceFile(name=w.name, sha256=w.sha256) for w in find_spec(name).weights if w.sha256]
+        if config.init is not None:
+            files.append(SourceFile(name="initial projector", sha256=sha256_of(config.init / WEIGHTS_NAME)))
+        if self.restorer is not None:
+            files += [SourceFile(name=path.name, sha256=sha256_of(path)) for path in _weight_files(config)]
+        if config.objective.uses_features or config.prompts.extractor == "imagenet-tags":
+            path = weight_file("lite0")
+            files.append(SourceFile(name=path.name, sha256=sha256_of(path)))
         files += [f for f in start.provenance.files if f not in files]
         return Provenance(
             name=f"projector for {config.restorer}",
@@ -183,8 +192,7 @@ class _Session:
         elq, reference, hq = (x.to(device) for x in (batch.elq, batch.reference, batch.hq))
         prompts = self._prompts(batch, step)
         with self.accelerator.autocast():
-            model = self.accelerator.unwrap_model(self.model)
-            estimate, severity = model.project_with_severity(elq, prompts)
+            estimate, severity = self.model(elq, prompts)
         estimate, severity = estimate.float(), severity.float()
         terms = self.objective.lq_terms(estimate, reference) | self.objective.gate_terms(severity, batch.gate.to(device))
         severe = list(batch.severe[: config.hq_pictures])
@@ -203,7 +211,10 @@ class _Session:
                 size = (2 * side, 2 * side)  # the feature network halves it at once
                 terms |= self.objective.enlarged_terms(resize(lq, size), resize(reference[severe][:, :, *window], size))
             if self.restorer is not None:
-                terms |= self.objective.hq_terms(self.restorer.restore(lq).float(), target)
+                scale = SCALE if self.restorer.spec.scale is None else None
+                chosen = None if prompts is None else [prompts[i] for i in severe]
+                restored = restore_any_size(self.restorer, lq, scale=scale, prompts=chosen)
+                terms |= self.objective.hq_terms(restored.float(), target)
         return terms
 
     def _prompts(self, batch: Batch, step: int) -> Sequence[Prompt | None] | None:
@@ -229,22 +240,33 @@ class _Session:
     def _update_average(self, step: int) -> None:
         # A young average forgets its start quickly: min(ema, (1 + n) / (10 + n)).
         decay = min(self.config.ema, (1 + step) / (10 + step))
-        model = self.accelerator.unwrap_model(self.model)
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(model.parameters()), 1 - decay)
+            torch._foreach_lerp_(list(self.average.parameters()), list(self._projector.parameters()), 1 - decay)
+
+    @property
+    def _projector(self) -> PixelProjector:
+        trained: _Trained = self.accelerator.unwrap_model(self.model)
+        return trained.projector
+
+    def agreed(self, late: bool) -> bool:
+        """Whether any process says so, so that all stop at the same step."""
+        if self.accelerator.num_processes == 1:
+            return late
+        votes = self.accelerator.reduce(torch.tensor(float(late), device=self.accelerator.device))
+        return bool(votes > 0)
 
     def state(self, step: int) -> dict[str, Any]:
         """What is needed to go on; the averaged weights are the projector of the checkpoint itself."""
         return {
             "step": step,
-            "model": self.accelerator.unwrap_model(self.model).state_dict(),
+            "model": self._projector.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
 
     def restore(self, state: dict[str, Any]) -> int:
         """Take over a saved state; returns its step."""
-        self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
+        self._projector.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         return int(state["step"])
@@ -262,6 +284,26 @@ class _Session:
         device = self.accelerator.device
         estimate = self.average.project(batch.elq[:4].to(device)).clamp(0, 1).cpu()
         return torch.cat((batch.elq[:4], estimate, batch.reference[:4].clamp(0, 1)), 3)
+
+
+class _Trained(nn.Module):
+    """Projection and severity as one forward pass: gradients of several processes are averaged around that."""
+
+    def __init__(self, projector: PixelProjector) -> None:
+        super().__init__()
+        self.projector = projector
+
+    def forward(self, elq: Tensor, prompts: Sequence[Prompt | None] | None) -> tuple[Tensor, Tensor]:
+        return self.projector.project_with_severity(elq, prompts)
+
+
+def _weight_files(config: TrainConfig) -> list[Path]:
+    """Weights of the restorer that the HQ terms go through: those named by the configuration, else where they are found."""
+    name, options = (config.through.name, config.through.options) if config.through else (config.restorer, {})
+    if weights := options.get("weights"):
+        return [resolve_file(weights)]
+    places = [find_place(file) for file in find_spec(name).weights]
+    return [place[1] for place in places if place is not None]
 
 
 def _check_run(config: TrainConfig, run: Path, *, resume: bool) -> None:

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from pnp_irib.classifiers import VARIANTS, EfficientNetLite, class_names
-from pnp_irib.classifiers import efficientnet_lite as module
+from pnp_irib.classifiers import EfficientNetLite, class_names, weight_file
 from pnp_irib.errors import ConfigError, InputError, MissingExtraError, WeightsError
 
 
@@ -71,7 +70,7 @@ def reference_forward(path: Path, rgb: Tensor) -> Tensor:
 
 def test_folding_changes_nothing(lite0: EfficientNetLite) -> None:
     rgb = torch.rand(2, 3, 97, 130, generator=torch.Generator().manual_seed(1))
-    path = module._weight_file(VARIANTS["lite0"])
+    path = weight_file("lite0")
     torch.testing.assert_close(lite0(rgb), reference_forward(path, rgb), atol=1e-3, rtol=1e-3)
 
 
@@ -196,12 +195,12 @@ def test_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch, n
 
 def test_file_of_another_variant_is_refused() -> None:
     with pytest.raises(WeightsError, match="does not fit efficientnet-lite0"):
-        EfficientNetLite.from_file(module._weight_file(VARIANTS["lite2"]), "lite0")
+        EfficientNetLite.from_file(weight_file("lite2"), "lite0")
 
 
 def test_damaged_file_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / module._weight_file(VARIANTS["lite0"]).name
-    shutil.copy(module._weight_file(VARIANTS["lite0"]), path)
+    path = tmp_path / weight_file("lite0").name
+    shutil.copy(weight_file("lite0"), path)
     path.chmod(0o600)
     with path.open("r+b") as file:  # one flipped byte in the middle of a tensor: no reader would notice
         file.seek(path.stat().st_size // 2)
@@ -221,7 +220,7 @@ def test_foreign_file_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_missing_and_surplus_tensors_are_refused(tmp_path: Path) -> None:
-    published = torch.load(module._weight_file(VARIANTS["lite0"]), weights_only=True)
+    published = torch.load(weight_file("lite0"), weights_only=True)
     path = tmp_path / "weights.pth"
     torch.save(published | {"extra": torch.zeros(1)}, path)
     with pytest.raises(WeightsError, match=r"no layer takes.*'extra'"):

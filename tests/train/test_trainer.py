@@ -17,10 +17,13 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pnp_irib import load_projector, load_restorer, wrap
+from pnp_irib.classifiers import weight_file
 from pnp_irib.errors import ConfigError
 from pnp_irib.train import load_config, train
 from pnp_irib.train.checkpoint import latest_checkpoint
 from pnp_irib.train.data import Pictures, make_batch
+from pnp_irib.weights import find_place, sha256_of
+from pnp_irib_realesrgan.spec import ANIME_VIDEO
 
 COMMAND = [str(Path(sys.executable).with_name("pnp-irib")), "train", "--threads", "1"]
 
@@ -52,6 +55,18 @@ def test_kill_and_resume_gives_the_same_trajectory(config_file: Path, tmp_path: 
         assert torch.equal(value, found[name]), name
 
 
+def test_two_processes_train_one_projector(config_file: Path, tmp_path: Path) -> None:
+    alone = train(load_config(config_file), tmp_path / "alone", show_progress=False)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *COMMAND]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, config_file.name], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("step 12/12") == 1  # one of them speaks
+    both, single = weights(tmp_path / "runs" / "train" / "projector"), weights(alone)
+    # Without the other's gradients the first process would have gone the way of the single one.
+    assert any((both[name] - value).abs().max() > 1e-5 for name, value in single.items())
+
+
 def test_a_run_leaves_everything_else_alone_and_tells_where_it_came_from(config_file: Path, tmp_path: Path) -> None:
     config = load_config(config_file).model_copy(update={"steps": 40, "checkpoint_every": 40})
     state = torch.get_rng_state()
@@ -72,7 +87,11 @@ def test_a_run_leaves_everything_else_alone_and_tells_where_it_came_from(config_
     assert projector.provenance.restorer == "realesrgan-x4plus"
     assert projector.provenance.surrogate == "realesr-animevideov3"
     assert [p.name for p in projector.provenance.elq_profiles] == ["extreme", "light"]
-    assert {f.name for f in projector.provenance.files} >= {"training pictures", "training configuration"}
+    files = {f.name: f.sha256 for f in projector.provenance.files}
+    assert files["training configuration"] == sha256_of(tmp_path / "run" / "config.yaml")
+    assert files["training pictures"]
+    for path in (weight_file("lite0"), find_place(ANIME_VIDEO.weights[0])[1]):  # type: ignore[index]
+        assert files[path.name] == sha256_of(path)
     assert newest.name == "step-0000040"
     robust = wrap("realesr-animevideov3", projector=projector)
     assert not torch.equal(robust.project(torch.full((1, 3, 9, 9), 0.5)), torch.full((1, 3, 9, 9), 0.5))
@@ -123,7 +142,9 @@ def test_starts_from_another_projector(config_file: Path, tmp_path: Path) -> Non
     second = train(config, tmp_path / "second", show_progress=False)
     for name, value in weights(first).items():
         torch.testing.assert_close(weights(second)[name], value, atol=1e-6, rtol=1e-5)
-    assert load_projector(f"local-dir:{second}").provenance.steps == 24
+    facts = load_projector(f"local-dir:{second}").provenance
+    assert facts.steps == 24
+    assert sha256_of(first / "model.safetensors") in [f.sha256 for f in facts.files if f.name == "initial projector"]
 
 
 @pytest.mark.parametrize(
