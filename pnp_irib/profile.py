@@ -146,30 +146,6 @@ class DegradationProfile(_Frozen):
             raise ValueError("final_sinc belongs to profiles with two orders; leave it out")
         return self
 
-    def contains(self, other: DegradationProfile) -> bool:
-        """Whether a picture degraded by ``other`` lies within the range that this profile describes.
-
-        Compared are the extents of blur, resize, noise and JPEG of each order; profiles with different numbers of orders never
-        contain each other.
-        """
-        if len(self.orders) != len(other.orders):
-            return False
-        return all(_order_contains(mine, theirs) for mine, theirs in zip(self.orders, other.orders, strict=True))
-
-
-def _order_contains(mine: Order, theirs: Order) -> bool:
-    def within(a: tuple[float, float], b: tuple[float, float]) -> bool:
-        return a[0] <= b[0] + 1e-9 and b[1] <= a[1] + 1e-9
-
-    return (
-        mine.blur_after_resize == theirs.blur_after_resize  # else the sigmas count pixels of different grids
-        and mine.blur.sigma[1] >= theirs.blur.sigma[1]
-        and mine.resize.factor[0] <= theirs.resize.factor[0]
-        and mine.noise.sigma[1] >= theirs.noise.sigma[1]
-        and mine.noise.poisson_scale[1] >= theirs.noise.poisson_scale[1]
-        and within((mine.jpeg[0], 100.0), theirs.jpeg)
-    )
-
 
 _PI = 3.141592653589793
 _SINC = Sinc(p=0.1, cutoff=(_PI / 5, _PI), cutoff_small=(_PI / 3, _PI))

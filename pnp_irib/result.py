@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pnp_irib.consistency import Consistency, consistency, heat_map
 from pnp_irib.images.io import Picture, to_pil, write_picture
-from pnp_irib.images.resize import resize
+from pnp_irib.images.resize import reduced, resize
 from pnp_irib.look_forward import LookForwardRound
 from pnp_irib.prompts import Prompt
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Restoration", "Restorations", "Used", "comparison", "row"]
 
 GAP = 8  # white space between the pictures of a comparison, pixels
+LONGEST = 2048  # side of what is made to be looked at, pixels: larger ones would need more memory than the restoration
+LONGEST_IN_NOTEBOOK = 512
 
 
 @dataclass(frozen=True)
@@ -89,22 +91,32 @@ class Restoration:
         return write_picture(self.restored, path, alpha=self.alpha, like=self.picture, format=format, quality=quality)
 
     def comparison(self, *, consistency: bool = False) -> Image:
-        """Input, what the restorer was given, and the restored picture side by side, at the restored size.
+        """Input, what the restorer was given, and the restored picture side by side, each at most 2048 pixels a side.
 
         Args:
             consistency: put the map of `consistency` behind them.
         """
-        pictures = [self.picture.rgb, self.lq, self.restored]
-        return to_pil(comparison([*pictures, heat_map(self.consistency(), self.restored)] if consistency else pictures))
+        return to_pil(comparison([*self._panels(), *([self.consistency_map()] if consistency else [])]))
+
+    def _panels(self) -> list[Tensor]:
+        return [self.picture.rgb, self.lq, self.restored]
 
     def consistency(self) -> Consistency:
         """Where the restored picture contradicts its input, see `pnp_irib.consistency.consistency`."""
         return consistency(self.restored, self.picture.rgb)
 
+    def consistency_map(self, found: Consistency | None = None) -> Tensor:
+        """The map of `consistency` in colour: (1, 3, h, w) in [0, 1], of the restored size, but at most 2048 pixels a side.
+
+        Args:
+            found: what `consistency` gave, if it was called already.
+        """
+        return heat_map(found or self.consistency(), reduced(self.restored, LONGEST))
+
     @property
     def consistency_image(self) -> Image:
-        """The map of `consistency` in colour, at the restored size."""
-        return to_pil(heat_map(self.consistency(), self.restored))
+        """The same as a PIL image."""
+        return to_pil(self.consistency_map())
 
     def __repr__(self) -> str:
         height, width = self.picture.rgb.shape[-2:]
@@ -125,7 +137,7 @@ class Restoration:
     def _repr_png_(self) -> bytes:
         """The comparison, for notebooks."""
         buffer = io.BytesIO()
-        self.comparison().save(buffer, "PNG")
+        to_pil(comparison(self._panels(), LONGEST_IN_NOTEBOOK)).save(buffer, "PNG")
         return buffer.getvalue()
 
 
@@ -151,9 +163,10 @@ def row(label: str, text: str) -> str:
     return textwrap.fill(text, 80, initial_indent=f"  {label:<10} ", subsequent_indent=" " * 13)
 
 
-def comparison(pictures: list[Tensor]) -> Tensor:
-    """Pictures (1, 3, H, W) side by side, enlarged to the size of the last one, white between them."""
-    height, width = pictures[-1].shape[-2:]
+def comparison(pictures: list[Tensor], longest: int = LONGEST) -> Tensor:
+    """Pictures (1, 3, H, W) side by side, all of the size of the largest, or of ``longest`` pixels; white between them."""
+    largest = reduced(max(pictures, key=lambda picture: picture.shape[-2] * picture.shape[-1]), longest)
+    height, width = largest.shape[-2:]
     gap = torch.ones(1, 3, height, GAP)
     row: list[Tensor] = []
     for picture in pictures:

@@ -171,6 +171,8 @@ def _native_bfloat16(device: torch.device) -> bool:
     import torch
 
     if device.type == "cpu":
+        if not hasattr(torch.cpu, "get_capabilities"):  # older releases cannot tell
+            return False
         capabilities = torch.cpu.get_capabilities()
         return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
     if device.type == "cuda":

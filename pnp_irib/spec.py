@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from importlib import import_module
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,6 +12,8 @@ from pnp_irib.errors import BrokenPluginError, ConfigError, MissingExtraError
 from pnp_irib.profile import DegradationProfile
 
 __all__ = ["Licence", "RestorerSpec", "WeightsFile"]
+
+PLACE = r"^(package:[^/]+/.+|hf-hub:[^/]+/[^/]+/.+|https://.+)$"
 
 
 class _Frozen(BaseModel):
@@ -36,7 +38,7 @@ class WeightsFile(_Frozen):
     """
 
     name: str
-    places: tuple[str, ...]
+    places: tuple[Annotated[str, Field(pattern=PLACE)], ...]
     size: int | None = Field(default=None, description="bytes")
     sha256: str | None = None
 
@@ -63,7 +65,6 @@ class RestorerSpec(_Frozen):
     weights_licence: Licence
     paper: str | None = None
     weights: tuple[WeightsFile, ...] = ()
-    extra: str | None = Field(default=None, description="extra of pnp-irib that brings what the restorer needs")
 
     def load(self, **options: Any) -> Any:
         """Build the restorer through its factory; ``options`` are the factory's own.

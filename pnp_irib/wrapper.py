@@ -213,7 +213,7 @@ class WrappedRestorer:
             prompt: what the picture shows, or one a picture.
             seed: of everything random; each picture has a stream of its own, and comes out the same alone and in a list.
             lfo: rounds of Look Forward Once; None: as wrapped.
-            strength: 0 is the restorer alone, bit for bit; 1 the full projection.
+            strength: 0 is the restorer alone, bit for bit where nothing is tiled; 1 the full projection.
             tile: side of the tiles in input pixels; "auto": tiles where more than 512 MiB would be needed; None: never.
             max_pixels: largest input; None: the default cap of `read_picture`.
             max_output_pixels: largest output; None: 72 megapixels.
@@ -251,7 +251,9 @@ class WrappedRestorer:
         scale, strength = None if scale is None else float(scale), float(strength)
         watch = Stopwatch()
         with watch.stage("read"):
-            picture: Picture = read_source(source, max_pixels=max_pixels)
+            picture: Picture = read_source(
+                source, max_pixels=max_pixels, check_size=lambda h, w: self._factor(scale, h, w, max_output_pixels)
+            )
         elq = check_picture(picture.rgb).to(self.device)
         height, width = elq.shape[-2:]
         factor = self._factor(scale, height, width, max_output_pixels)
@@ -299,12 +301,13 @@ class WrappedRestorer:
         result = rounds.run(
             elq,
             lambda pictures, texts: self.project(pictures, prompts=texts, strength=strength),
-            self._prompter(rounds.rounds),
+            self.prompter(rounds.rounds),
             given,
         )
         return result.lq, result.prompts, result.trace[0]
 
-    def _prompter(self, rounds: int) -> PromptExtractor:
+    def prompter(self, rounds: int) -> PromptExtractor:
+        """What reads prompts off pictures in this many rounds of looking forward."""
         if self._extractor is not None:
             return self._extractor
         if rounds and not hasattr(self, "_tags"):

@@ -79,11 +79,6 @@ def test_codeformer_carries_its_table() -> None:
     assert (order.jpeg, order.jpeg_whole) == ((30, 100), True)
 
 
-def test_which_profile_contains_which() -> None:
-    expected = {("standard", "light"), ("stress", "extreme")} | {(name, name) for name in PRESETS}
-    assert {(a, b) for a in PRESETS for b in PRESETS if PRESETS[a].contains(PRESETS[b])} == expected
-
-
 def test_a_profile_survives_json() -> None:
     for profile in PRESETS.values():
         assert DegradationProfile.model_validate_json(profile.model_dump_json()) == profile

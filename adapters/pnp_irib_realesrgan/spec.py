@@ -37,7 +37,6 @@ def _spec(
                 sha256=sha256,
             ),
         ),
-        extra="demo",
     )
 
 

@@ -22,11 +22,6 @@ class Interval:
     low: float
     high: float
 
-    @property
-    def clear_of_zero(self) -> bool:
-        """Whether the interval lies on one side of zero."""
-        return self.low > 0 or self.high < 0
-
 
 def paired_bootstrap(differences: Sequence[Sequence[float]], *, seed: int = 0) -> Interval:
     """Percentile bootstrap over pictures of the mean difference, 10 000 resamples.

@@ -34,6 +34,9 @@ def run(
         except (PnPIribError, OSError, MemoryError) as error:
             failures += 1
             said = line(task.source, "failed", reason_of(error))
+        except Exception as error:  # a fault of ours must not cost the user the rest of the folder
+            failures += 1
+            said = line(task.source, "failed", f"internal error: {type(error).__name__}: {reason_of(error)}")
         sys.stderr.write(said + "\n")
     return 1 if failures else 0
 

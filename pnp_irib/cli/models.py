@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -21,7 +22,13 @@ def show(*, as_json: bool) -> None:
     if as_json:
         listed = [{**spec.model_dump(mode="json"), "here": _here(spec)} for spec in specs]
         sys.stdout.write(json.dumps(listed, indent=1) + "\n")
-        return
+    else:
+        _print_table(specs)
+    for broken in broken_plugins():
+        Console(stderr=True).print(f"broken: {broken.reason}", highlight=False, soft_wrap=True)
+
+
+def _print_table(specs: Sequence[RestorerSpec]) -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("name", "scale", "prompts", "weights", "commercial", "size", "here"):
         table.add_column(column, justify="right" if column in ("scale", "size") else "left", no_wrap=column == "name")
@@ -43,8 +50,6 @@ def show(*, as_json: bool) -> None:
         console.print(f"{spec.name}: {spec.title}; code {spec.code_licence}", highlight=False)
         for line in _origins(spec):
             console.print(f"  {line}", highlight=False, soft_wrap=True)  # addresses stay whole
-    for broken in broken_plugins():
-        Console(stderr=True).print(f"broken: {broken.reason}", highlight=False, soft_wrap=True)
 
 
 def _places(spec: RestorerSpec) -> list[str] | None:

@@ -12,9 +12,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
+
 from pnp_irib.cli.files import Task, plan
 from pnp_irib.cli.messages import line, reason_of
-from pnp_irib.consistency import heat_map
 from pnp_irib.errors import PnPIribError
 from pnp_irib.images.io import write_picture
 from pnp_irib.result import Restoration, comparison
@@ -47,6 +48,8 @@ def run(job: Job, model: dict[str, str], options: dict[str, Any]) -> int:
     tasks = plan(job.inputs, job.output, job.format, kinds)
     restorer = wrap(model["restorer"], projector=model["projector"]).to(model["device"], model["dtype"])
     restorer.check_options(**{name: options[name] for name in ("scale", "strength", "seed", "tile")})
+    if restorer.projector is not None and options["strength"]:
+        restorer.prompter(options["lfo"])(torch.zeros(1, 3, 8, 8))  # loads it: missing weights are told once
     if not job.as_json:
         sys.stderr.write(f"{restorer!r}\n")
     failures = 0
@@ -88,7 +91,7 @@ def _one(restorer: WrappedRestorer, task: Task, job: Job, options: dict[str, Any
         panels = [result.picture.rgb, result.lq, result.restored]
         if (path := task.beside.get("consistency")) is not None:
             found = result.consistency()
-            panels.append(heat_map(found, result.restored))
+            panels.append(result.consistency_map(found))
             outcome["consistency"] = {"map": str(path), "mean": round(found.mean, 5), "worst": round(found.worst, 5)}
             if path in missing:
                 write_picture(panels[-1], path)

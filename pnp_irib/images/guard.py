@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from PIL import Image
 
-from pnp_irib.errors import ImageFileError
+from pnp_irib.errors import ImageFileError, InputError
 
 __all__ = ["one_line", "quiet"]
 
@@ -58,6 +58,8 @@ def one_line(name: str, problem: str) -> Iterator[None]:
         message, cause = str(error), error.__cause__
         if name not in message:
             message = f"{name}: {message}"
+    except InputError:  # said by the caller, of the size
+        raise
     except MemoryError as error:
         message, cause = f"{name} needs more memory than there is.", error
     except Exception as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,9 @@ class Picture:
     notes: tuple[str, ...] = ()
 
 
-def read_picture(source: str | Path | Image.Image, *, max_pixels: int = MAX_PIXELS) -> Picture:
+def read_picture(
+    source: str | Path | Image.Image, *, max_pixels: int = MAX_PIXELS, check_size: Callable[[int, int], object] | None = None
+) -> Picture:
     """Read a picture file, or take over a PIL image.
 
     Animations give their first frame. The bit depth is what the file declares, never guessed from the values.
@@ -85,6 +87,7 @@ def read_picture(source: str | Path | Image.Image, *, max_pixels: int = MAX_PIXE
     Args:
         source: path or image.
         max_pixels: larger pictures are refused from their header, before anything is decoded.
+        check_size: called with (height, width) of the header, before anything is decoded; may raise.
 
     Raises:
         ImageFileError: it is missing, no regular file, of a format outside `READABLE`, too large, or damaged.
@@ -92,7 +95,7 @@ def read_picture(source: str | Path | Image.Image, *, max_pixels: int = MAX_PIXE
     if isinstance(source, Image.Image):
         file = getattr(source, "filename", None)
         with one_line("the image", _DAMAGED), _untouched(source) as image:
-            picture = _convert(image, None, max_pixels)
+            picture = _convert(image, None, max_pixels, check_size)
         return replace(picture, source=Path(file).absolute() if isinstance(file, str) and file else None)
     path = Path(source)
     with one_line(str(path), _DAMAGED), quiet(max_pixels) as said:
@@ -102,7 +105,7 @@ def read_picture(source: str | Path | Image.Image, *, max_pixels: int = MAX_PIXE
                 image = Image.open(file, formats=READABLE)
             except UnidentifiedImageError:
                 raise ImageFileError(f"{path} {_what_instead(path)} Readable: {', '.join(READABLE)}.") from None
-            picture = _convert(image, path, max_pixels)
+            picture = _convert(image, path, max_pixels, check_size)
     return replace(picture, notes=tuple(dict.fromkeys((*picture.notes, *said))))
 
 
@@ -151,7 +154,9 @@ def _picture_of(values: np.ndarray[Any, Any], white: float, **facts: Any) -> Pic
     return Picture(rgb=colour.contiguous(), alpha=alpha, grey=channels < 3, **facts)
 
 
-def _convert(image: Image.Image, path: Path | None, max_pixels: int) -> Picture:
+def _convert(
+    image: Image.Image, path: Path | None, max_pixels: int, check_size: Callable[[int, int], object] | None
+) -> Picture:
     name = str(path) if path else "the image"
     width, height = image.size
     if width < 1 or height < 1:
@@ -161,6 +166,8 @@ def _convert(image: Image.Image, path: Path | None, max_pixels: int) -> Picture:
             f"{name} has {width}x{height} = {width * height / 1e6:.1f} megapixels, above the cap of {max_pixels / 1e6:g}. "
             f"Raise max_pixels (command line: --max-pixels), or make it smaller."
         )
+    if check_size is not None:
+        check_size(height, width)
     decoded = decode(image)
     notes = decoded.notes
     exif, orientation = _exif(image, notes)
@@ -273,6 +280,7 @@ def write_picture(
     Raises:
         ImageFileError: the format is unknown, the picture too large for it, the path is the input's, or writing failed.
         ConfigError: the quality is none.
+        InputError: values are NaN.
     """
     path = Path(path)
     if not isinstance(quality, int) or not 1 <= quality <= 100:

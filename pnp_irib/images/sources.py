@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,15 @@ def single_source(images: Any) -> bool:
     return not isinstance(images, list | tuple)
 
 
-def read_source(source: Any, *, max_pixels: int | None = None) -> Picture:
+def read_source(
+    source: Any, *, max_pixels: int | None = None, check_size: Callable[[int, int], object] | None = None
+) -> Picture:
     """A path, PIL image, numpy array or tensor as a `Picture`.
+
+    Args:
+        source: the picture.
+        max_pixels: larger ones are refused.
+        check_size: called with height and width, of files before they are decoded; may raise.
 
     Raises:
         InputError: it is none of these, or its size, type or range is not acceptable.
@@ -46,9 +54,9 @@ def read_source(source: Any, *, max_pixels: int | None = None) -> Picture:
         array = np.asarray(source)  # a plain one: subclasses index otherwise
         return _capped(picture_from_array(array[0] if array.ndim == 4 and array.shape[0] == 1 else array), cap)
     if hasattr(source, "getbands"):
-        return read_picture(source, max_pixels=cap)
+        return read_picture(source, max_pixels=cap, check_size=check_size)
     if isinstance(source, str | os.PathLike):
-        return read_picture(Path(source), max_pixels=cap)
+        return read_picture(Path(source), max_pixels=cap, check_size=check_size)
     raise InputError(
         f"{type(source).__name__} is not a picture. Give a path, a PIL image, a numpy array (H, W, 3), a tensor (3, H, W), "
         "or a list of these."

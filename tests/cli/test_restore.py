@@ -306,12 +306,20 @@ def test_a_broken_plugin_is_told_and_the_table_is_still_there(tmp_path: Path) ->
     info = tmp_path / "bad_sr-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bad-sr\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[pnp_irib.restorers]\nbad = no_such_module:SPEC\n")
+    (info / "entry_points.txt").write_text("[pnp_irib.restorers]\nbad = no_such_module:SPEC\nvague = vague_sr:SPEC\n")
+    (tmp_path / "vague_sr.py").write_text(
+        "from pnp_irib.spec import Licence, RestorerSpec, WeightsFile\n"
+        "MIT = Licence(name='MIT', commercial=True)\n"
+        "FILE = WeightsFile(name='a', places=('hf-hub:owner/repo',))\n"  # no file is named
+        "SPEC = RestorerSpec(name='vague', title='V', code_licence=MIT, weights_licence=MIT, weights=(FILE,))\n"
+    )
     environment = ENVIRONMENT | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([COMMAND, "models"], capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0
-    assert "broken: restorer 'bad' of bad-sr cannot be loaded" in done.stderr
-    assert "realesrgan-x4plus" in done.stdout
+    for options in ((), ("--json",)):
+        done = subprocess.run([COMMAND, "models", *options], capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0
+        assert "broken: restorer 'bad' of bad-sr cannot be loaded" in done.stderr
+        assert "broken: restorer 'vague' of bad-sr cannot be loaded" in done.stderr
+        assert "realesrgan-x4plus" in done.stdout
 
 
 def test_a_restorer_that_lists_no_weights_has_no_size(tmp_path: Path) -> None:

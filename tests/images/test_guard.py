@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pnp_irib.errors import ImageFileError
+from pnp_irib.errors import ImageFileError, InputError
 from pnp_irib.images.guard import one_line, quiet
 from pnp_irib.images.io import read_picture, write_picture
 
@@ -162,3 +162,16 @@ def test_what_the_line_says(error: Exception, message: str) -> None:
     with pytest.raises(ImageFileError) as raised, one_line("a.png", "is damaged"):
         raise error
     assert str(raised.value) == message
+
+
+def test_a_size_that_is_refused_is_never_decoded(tmp_path: Path) -> None:
+    Image.effect_noise((60, 40), 50).save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:100])  # the header is whole, the pixels are missing
+
+    def refuse(height: int, width: int) -> None:
+        raise InputError(f"not {width}x{height}")
+
+    with pytest.raises(InputError, match="not 60x40"):
+        read_picture(tmp_path / "a.png", check_size=refuse)
+    with pytest.raises(ImageFileError):
+        read_picture(tmp_path / "a.png")

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pnp_irib.errors import ConfigError, ImageFileError
+from pnp_irib.errors import ConfigError, ImageFileError, InputError
 from pnp_irib.images.atomic import atomic_file
 from pnp_irib.images.io import read_picture, write_picture
 
@@ -156,7 +156,7 @@ def test_tall_pictures_are_converted_in_strips(tmp_path: Path) -> None:
 def test_values_that_are_not_numbers_are_not_written(tmp_path: Path) -> None:
     rgb = noise()
     rgb[0, 1, 5, 5] = float("nan")
-    with pytest.raises(ImageFileError, match="NaN"):
+    with pytest.raises(InputError, match="NaN"):
         write_picture(rgb, tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []
 

@@ -172,3 +172,11 @@ def test_numbers_and_arrays_of_numpy(projector: PixelProjector) -> None:
     expected = robust(picture, strength=0.5, seed=3, scale=2).restored
     assert torch.equal(robust(picture, **given).restored, expected)
     assert torch.equal(robust(picture.astype(">u2"), **given).restored, expected)
+
+
+def test_an_output_that_would_be_too_large_is_told_from_the_header(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (60, 40)).save(path)
+    path.write_bytes(path.read_bytes()[:50])  # its pixels are missing
+    with pytest.raises(InputError, match="the output would be 120x80"):
+        wrap(Doubler(), scale=2, projector=None)(path, max_output_pixels=9_599)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,11 @@ def test_result_is_saved_and_shown(projector: PixelProjector, photo: Tensor, tmp
     (tmp_path / "notebook.png").write_bytes(result._repr_png_())
     with Image.open(tmp_path / "notebook.png") as image:
         assert image.size == side_by_side.size
+    large = replace(result, restored=torch.zeros(1, 3, 4096, 3072))
+    assert large.comparison(consistency=True).size == (4 * 1536 + 3 * 8, 2048)
+    (tmp_path / "notebook.png").write_bytes(large._repr_png_())
+    with Image.open(tmp_path / "notebook.png") as image:
+        assert image.size == (3 * 384 + 2 * 8, 512)
     assert set(result.seconds) == {"read", "project", "restore"}
 
 
