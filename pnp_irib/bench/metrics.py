@@ -29,6 +29,8 @@ class Metric:
     range: tuple[float, float]
 
 
+JUDGE = "lite2"
+
 METRICS = (
     Metric("psnr", "PSNR", "dB", True, (0.0, PSNR_CAP)),
     Metric("ms_ssim", "MS-SSIM", "", True, (0.0, 1.0)),
@@ -101,7 +103,7 @@ class Judge:
     """All metrics of restored pictures. Its network, EfficientNet-Lite2, gives neither prompts nor training losses."""
 
     def __init__(self) -> None:
-        self.network = EfficientNetLite.from_package("lite2")
+        self.network = EfficientNetLite.from_package(JUDGE)
 
     @torch.inference_mode()
     def __call__(self, hq: Tensor, restored: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:

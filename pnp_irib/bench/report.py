@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from pnp_irib.bench.metrics import METRICS, Metric
-from pnp_irib.bench.statistics import Interval, paired_bootstrap, relative_change
+from pnp_irib.bench.statistics import BOOTSTRAP_SEED, RESAMPLES, Interval, paired_bootstrap, relative_change
 from pnp_irib.images.atomic import atomic_file
 from pnp_irib.images.io import to_pil
 from pnp_irib.images.resize import resize
@@ -165,6 +165,7 @@ class BenchReport:
             "config": self.config,
             "profile": self.profile,
             "environment": self.environment,
+            "bootstrap": {"resamples": RESAMPLES, "seed": BOOTSTRAP_SEED},
             "models": self.models,
             "picture_count": self.pictures,
             "peak_mib": self.peak_mib or "not measured",

@@ -10,14 +10,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+import PIL
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 import pnp_irib
 from pnp_irib.bench.memory import PeakMemory
-from pnp_irib.bench.metrics import Judge
+from pnp_irib.bench.metrics import JUDGE, Judge
 from pnp_irib.bench.report import BenchReport, GridRow, PictureRecord, Stage, evenly
+from pnp_irib.classifiers import weight_file
 from pnp_irib.degrade import degrade
 from pnp_irib.errors import ConfigError, ImageFileError
 from pnp_irib.images.io import read_picture
@@ -30,6 +33,7 @@ from pnp_irib.result import Restoration
 from pnp_irib.revision import source_revision
 from pnp_irib.runtime import Stopwatch, require
 from pnp_irib.spec import RestorerSpec
+from pnp_irib.weights import find_place, sha256_of
 from pnp_irib.wrapper import WrappedRestorer, wrap
 
 if TYPE_CHECKING:
@@ -109,7 +113,7 @@ def run_bench(config: BenchConfig, *, on_progress: Callable[[int, int], None] | 
     largest = max(range(len(paths)), key=lambda n: math.prod(records[n * len(config.seeds)].hq_size))
     memory = bench.measure_memory(paths[largest], config.seeds[0])
     return BenchReport(
-        config=config.model_dump(mode="json") | {"scale": scale},
+        config=config.model_dump(mode="json") | {"scale": scale, "data_sha256": _data_sha256(paths, config.data)},
         profile=profile.model_dump(mode="json"),
         records=records,
         environment=_environment(),
@@ -253,6 +257,8 @@ def _environment() -> dict[str, str | int | None]:
         "pnp_irib": pnp_irib.__version__,
         "commit": source_revision(),
         "torch": torch.__version__,
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": _cpu_name(),
@@ -271,15 +277,31 @@ def _cpu_name() -> str:
 
 def _models(wrapped: WrappedRestorer) -> dict[str, str | int | None]:
     restorer, projector = wrapped.restorer, wrapped.projector
+    judge = weight_file(JUDGE)
     return {
         "restorer": restorer.spec.name,
         "restorer_parameters": _parameters(restorer),
+        "restorer_sha256": _weights_sha256(restorer.spec),
         "dtype": str(getattr(restorer, "dtype", "unknown")).removeprefix("torch."),
         "projector": wrapped.describe_projector(),
         "projector_parameters": projector.parameter_count if projector is not None else None,
         "projector_steps": projector.provenance.steps if projector is not None else None,
         "projector_sha256": _sha256(projector) if projector is not None else None,
+        "judge": judge.stem,
+        "judge_sha256": sha256_of(judge),
     }
+
+
+def _weights_sha256(spec: RestorerSpec) -> str | None:
+    """Hash of the first weight file as it lies on this machine; None where the spec names none."""
+    place = find_place(spec.weights[0]) if spec.weights else None
+    return sha256_of(place[1]) if place is not None else None
+
+
+def _data_sha256(paths: Sequence[Path], folder: Path) -> str:
+    """One hash over names and contents of all pictures."""
+    stated = [f"{sha256_of(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths]
+    return hashlib.sha256("".join(stated).encode(errors="surrogateescape")).hexdigest()
 
 
 def _parameters(restorer: Restorer) -> int | None:

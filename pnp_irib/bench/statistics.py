@@ -12,6 +12,7 @@ from pnp_irib.errors import InputError
 __all__ = ["Interval", "paired_bootstrap", "relative_change"]
 
 RESAMPLES = 10_000
+BOOTSTRAP_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Interval:
     high: float
 
 
-def paired_bootstrap(differences: Sequence[Sequence[float]], *, seed: int = 0) -> Interval:
+def paired_bootstrap(differences: Sequence[Sequence[float]], *, seed: int = BOOTSTRAP_SEED) -> Interval:
     """Percentile bootstrap over pictures of the mean difference, 10 000 resamples.
 
     The seeds of a picture share its content, so they are no independent evidence: a picture counts once, with their mean.

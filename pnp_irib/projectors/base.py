@@ -71,6 +71,7 @@ class Provenance(BaseModel):
     steps: int = Field(default=0, ge=0, description="training steps")
     commit: str | None = Field(default=None, description="revision of the code that trained it")
     licence: str | None = None
+    notes: tuple[str, ...] = Field(default=(), description="what was done to the weights after training")
     files: tuple[SourceFile, ...] = Field(default=(), description="files it came from (training config, data list, restorer)")
 
 

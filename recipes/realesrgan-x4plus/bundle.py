@@ -1,7 +1,12 @@
 """Put a trained projector into the library, with its model card.
 
-    python recipes/realesrgan-x4plus/bundle.py --checkpoint runs/hq/projector --sources DATA/train/SOURCES.csv \
-        --blend runs/structure/projector 0.65 --gate -0.6 0.5 --reports out/bench-extreme/bench.json out/bench-light/bench.json
+    python recipes/realesrgan-x4plus/bundle.py --checkpoint runs/7-balance/projector --gate -0.6 0.5 \
+        --sources DATA/train/SOURCES.csv --reports out/bench-extreme/bench.json out/bench-light/bench.json
+
+or make the blend that a run begins with:
+
+    python recipes/realesrgan-x4plus/bundle.py --checkpoint runs/6-features/projector --blend runs/5-structure/projector 0.5 \
+        --target runs/5-6/projector
 """
 
 from __future__ import annotations
@@ -19,6 +24,8 @@ import torch
 
 from pnp_irib.bench import METRICS
 from pnp_irib.projectors import PixelProjector
+from pnp_irib.projectors.base import WEIGHTS_NAME, SourceFile
+from pnp_irib.weights import sha256_of
 
 HERE = Path(__file__).parent
 NAME = "pixel-x4plus"
@@ -70,28 +77,46 @@ def set_gate(projector: PixelProjector, closed: float, opened: float) -> None:
         projector.gate.weight.mul_(gain)
 
 
+def weights_of(name: str, folder: Path) -> SourceFile:
+    return SourceFile(name=name, sha256=sha256_of(folder / WEIGHTS_NAME))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--sources", type=Path, required=True)
+    parser.add_argument("--target", type=Path, default=TARGET)
+    parser.add_argument("--sources", type=Path, help="list of the training pictures, for the model card")
     parser.add_argument("--blend", nargs=2, metavar=("CHECKPOINT", "SHARE"), help="average in an earlier run's weights")
     parser.add_argument("--gate", type=float, nargs=2, metavar=("CLOSED", "OPEN"), help="severities where the gate ends")
     parser.add_argument("--reports", type=Path, nargs="*", default=[])
     args = parser.parse_args()
     projector = PixelProjector.from_pretrained(args.checkpoint)
+    facts = projector.provenance
+    files, notes = [weights_of("checkpoint", args.checkpoint)], list(facts.notes)
     if args.blend:
-        blend(projector, PixelProjector.from_pretrained(args.blend[0]), float(args.blend[1]))
+        other, share = Path(args.blend[0]), float(args.blend[1])
+        earlier = PixelProjector.from_pretrained(other)
+        blend(projector, earlier, share)
+        files.append(weights_of("blended checkpoint", other))
+        files += [file for file in earlier.provenance.files if file not in facts.files]
+        notes.append(f"blended with {share:g} of an earlier run of the same line")
     if args.gate:
         set_gate(projector, *args.gate)
-    projector.provenance = projector.provenance.model_copy(update={"name": NAME, "licence": "apache-2.0"})
-    card = [projector.card(), "## Terms", "", TERMS, "", "## Training pictures", "", *sources(args.sources), ""]
+        notes.append(f"gate rescaled: shut at {args.gate[0]:g}, open at {args.gate[1]:g}")
+    update = {"name": NAME, "licence": "apache-2.0", "files": (*files, *facts.files), "notes": tuple(notes)}
+    projector.provenance = facts.model_copy(update=update)
+    card = [projector.card()]
+    if args.sources:
+        card += ["## Terms", "", TERMS, "", "## Training pictures", "", *sources(args.sources), ""]
     card += ["## Training", "", (HERE / "README.md").read_text().split("\n", 2)[2].strip(), ""]
     if args.reports:
         card += ["## Measured", "", *[line for report in args.reports for line in measured(report)]]
-    projector.save_pretrained(TARGET, card="\n".join(card))
+    if args.target == TARGET:  # nothing of an earlier bundle stays
+        shutil.rmtree(TARGET, ignore_errors=True)
+    projector.save_pretrained(args.target, card="\n".join(card))
     for config in sorted(HERE.glob("*.yaml")):
-        shutil.copy(config, TARGET)
-    print(TARGET)
+        shutil.copy(config, args.target)
+    print(args.target)
 
 
 if __name__ == "__main__":

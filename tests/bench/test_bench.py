@@ -18,11 +18,14 @@ from pnp_irib import load_restorer, wrap
 from pnp_irib.bench import BenchConfig, BenchReport, run_bench, runner
 from pnp_irib.bench.metrics import METRICS, psnr
 from pnp_irib.bench.report import CAPTIONS, CELL, MAX_GRID_BYTES, GridRow, Stage, evenly
+from pnp_irib.classifiers import weight_file
 from pnp_irib.degrade import degrade
 from pnp_irib.errors import ConfigError, ImageFileError
 from pnp_irib.images.io import read_picture, write_picture
 from pnp_irib.noise import picture_seed
 from pnp_irib.profile import PRESETS
+from pnp_irib.registry import find_spec
+from pnp_irib.weights import sha256_of
 
 RESTORER = "realesr-animevideov3"
 
@@ -209,7 +212,11 @@ def test_written_files(report: BenchReport, tmp_path: Path, brightening: Path, p
     assert content["models"]["projector_sha256"] == weights  # the hash of the file that was loaded
     network = wrap(RESTORER, projector=None).restorer.network  # type: ignore[attr-defined]
     assert content["models"]["restorer_parameters"] == sum(p.numel() for p in network.parameters())
-    for key in ("pnp_irib", "commit", "torch", "python", "system", "cpu", "threads"):
+    assert content["models"]["judge_sha256"] == sha256_of(weight_file("lite2"))
+    assert content["models"]["restorer_sha256"] == find_spec(RESTORER).weights[0].sha256
+    assert content["bootstrap"] == {"resamples": 10_000, "seed": 0}
+    assert len(content["config"]["data_sha256"]) == 64
+    for key in ("pnp_irib", "commit", "torch", "numpy", "pillow", "python", "system", "cpu", "threads"):
         assert key in content["environment"]
     assert content["environment"]["cpu"]
 

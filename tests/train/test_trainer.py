@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -34,7 +35,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_kill_and_resume_gives_the_same_trajectory(config_file: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
-    subprocess.run([*COMMAND, str(config_file), "--run", str(whole)], check=True, capture_output=True)
+    done = subprocess.run([*COMMAND, str(config_file), "--run", str(whole)], check=True, capture_output=True, text=True)
+    assert re.search(r"step 12/12  [\d.]+ steps/s  0:00:00 left  total [\d.]+ lq ", done.stderr)
 
     killed = tmp_path / "killed"
     # Killed as soon as the first checkpoint is there; a hundred times the steps, so that it cannot be over before.
