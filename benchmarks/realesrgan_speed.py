@@ -129,7 +129,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if importlib.util.find_spec("spandrel") is None:
         print("spandrel is not installed and left out: pip install --no-deps spandrel\n")
-    capability = torch.backends.cpu.get_cpu_capability()  # type: ignore[no-untyped-call]
+    capability = torch.backends.cpu.get_cpu_capability()
     print(
         f"float32, {args.threads} threads, torch {torch.__version__}, {capability}; median seconds of {args.rounds} in turn\n"
     )
