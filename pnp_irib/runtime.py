@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.util
+import sys
 import threading
 import time
 import warnings
@@ -24,6 +26,7 @@ __all__ = [
     "dtype_named",
     "evaluating",
     "frozen",
+    "give_memory_back",
     "require",
     "store_channels_last",
 ]
@@ -178,6 +181,13 @@ def _native_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return False
+
+
+def give_memory_back() -> None:
+    """Return freed memory to the system where glibc keeps it; over a folder of many sizes it would pile up."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 class Stopwatch:

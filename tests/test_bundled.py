@@ -34,7 +34,7 @@ def test_it_is_small_and_tells_where_it_comes_from() -> None:
     assert "extreme" in [profile.name for profile in facts.elq_profiles]
     assert facts.steps > 1000
     assert facts.training_data
-    assert {"training pictures", "training configuration"} <= {file.name for file in facts.files}
+    assert {"training pictures", "training configuration", "checkpoint"} <= {file.name for file in facts.files}
     assert (folder / "README.md").read_text().startswith("---")
     assert list(folder.glob("*.yaml")), "the configuration that trained it belongs beside it"
 

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from pnp_irib.errors import ConfigError, MissingExtraError
-from pnp_irib.runtime import Stopwatch, choose_device, choose_dtype, frozen, require, store_channels_last
+from pnp_irib.runtime import Stopwatch, choose_device, choose_dtype, frozen, give_memory_back, require, store_channels_last
 
 CPU = torch.device("cpu")
 
@@ -86,3 +87,17 @@ def test_stopwatch_adds_up_and_stops_at_exceptions() -> None:
     assert list(watch.seconds) == ["a", "b"]
     assert 0.02 <= watch.seconds["a"] < 1
     assert watch.seconds["b"] < 0.01
+
+
+def test_freed_memory_goes_back_to_the_system() -> None:
+    def resident() -> int:
+        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+        return int(line.split()[1]) * 1024
+
+    blocks = [torch.zeros(16_000) for _ in range(4_000)]  # 256 MB in pieces that the allocator keeps
+    last = blocks[-1]  # and that cannot go by shrinking the heap from its end
+    held = resident()
+    del blocks
+    give_memory_back()
+    assert resident() < held - 200e6
+    assert last.sum() == 0

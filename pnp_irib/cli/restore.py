@@ -19,6 +19,7 @@ from pnp_irib.cli.messages import line, reason_of
 from pnp_irib.errors import PnPIribError
 from pnp_irib.images.io import write_picture
 from pnp_irib.result import Restoration, comparison
+from pnp_irib.runtime import give_memory_back
 from pnp_irib.wrapper import WrappedRestorer, wrap
 
 __all__ = ["Job", "run"]
@@ -57,6 +58,7 @@ def run(job: Job, model: dict[str, str], options: dict[str, Any]) -> int:
     for number, task in enumerate(tasks, 1):
         began = time.monotonic()
         outcome = _one(restorer, task, job, options)
+        give_memory_back()
         failures += outcome["status"] == "failed"
         seconds = time.monotonic() - began
         outcome["seconds"] = round(seconds, 3)
