@@ -32,6 +32,8 @@ app = typer.Typer(
 def main() -> None:
     """Entry point: every error is one line, never a traceback (``PNP_IRIB_DEBUG=1`` shows it)."""
     code = 0
+    # oneDNN keeps what it prepared for each of the last 1024 sizes of convolutions: gigabytes over a folder of many sizes.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started us
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123 - for the life of the process

