@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.util
-import sys
 import threading
 import time
 import warnings
@@ -184,10 +183,12 @@ def _native_bfloat16(device: torch.device) -> bool:
 
 
 def give_memory_back() -> None:
-    """Return freed memory to the system where glibc keeps it; over a folder of many sizes it would pile up."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
+    """Return freed memory to the system; glibc keeps it, and over stages and pictures of many sizes it would pile up."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # another C library
+        return
+    trim(0)
 
 
 class Stopwatch:

@@ -26,7 +26,7 @@ from pnp_irib.prompts import Prompt, PromptExtractor, load_extractor
 from pnp_irib.registry import load_restorer
 from pnp_irib.restorer import NoiseSource, Restorer, TilingRestorer
 from pnp_irib.result import Restoration, Restorations, Used, row
-from pnp_irib.runtime import Stopwatch, choose_device, choose_dtype, dtype_named, evaluating
+from pnp_irib.runtime import Stopwatch, choose_device, choose_dtype, dtype_named, evaluating, give_memory_back
 from pnp_irib.spec import RestorerSpec
 
 if TYPE_CHECKING:
@@ -264,6 +264,8 @@ class WrappedRestorer:
             side = int(tile) if tile is not None and max(height, width) > tile else None
         with watch.stage("project"), contextlib.nullcontext() if self.projector is None else evaluating(self.projector):
             estimate, prompts, trace = self._look(elq, [Prompt.parse(prompt)], rounds, strength=strength)
+        if self.projector is not None:
+            give_memory_back()
         with watch.stage("restore"):
             noise = SeededNoise([int(seed)])
             given = estimate.clone()  # a restorer may work in place

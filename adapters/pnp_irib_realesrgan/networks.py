@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pnp_irib.runtime import give_memory_back
 from pnp_irib_realesrgan.winograd import FEWEST_PIXELS, WinogradTrunk
 
 __all__ = ["RRDBNet", "SRVGGNetCompact"]
@@ -170,6 +171,7 @@ def _in_strips(layer: Callable[[Tensor], Tensor], x: Tensor, rows: int, *, halo:
         end = skipped + bottom - top
         above = context[:, :, max(0, end - halo) : end].clone()
         x[:, :, top:bottom] = layer(context)[:, :, skipped:end]
+    give_memory_back()  # strips of several heights would pile up
 
 
 class SRVGGNetCompact(nn.Module):

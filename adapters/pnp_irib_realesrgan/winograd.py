@@ -10,7 +10,7 @@ A picture of H x W pixels is T = ceil(H/4) ceil(W/4) tiles of 4x4 pixels. Featur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -26,7 +26,7 @@ __all__ = ["FEWEST_PIXELS", "WinogradRRDB", "WinogradTrunk", "Workspaces"]
 FEWEST_PIXELS = 24**2  # of a picture: below it, the products are too small to gain
 BAND_TILES = 256  # whose products are taken back to pixels while they are in the cache
 
-# The three transforms of F(4, 3) with the points 0, 1, -1, 2, -2 and infinity; in two dimensions, Kronecker squares.
+# The three transforms of F(4, 3) with the points 0, 1, -1, 2, -2 and infinity; one for each direction.
 _WINDOW = (
     (4, 0, -5, 0, 1, 0),
     (0, -4, -4, 1, 1, 0),
@@ -46,9 +46,12 @@ _KERNEL = (
 _TILE = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
 
 
-def _squared(rows: Sequence[Sequence[float]]) -> Tensor:
-    matrix = torch.tensor(rows, dtype=torch.float64)
-    return torch.kron(matrix, matrix)
+def _both_ways(matrix: Tensor, maps: Tensor, half: Tensor, out: Tensor) -> None:
+    """``matrix`` (o, i) along both sides of ``maps`` (i, i, N), into ``out`` (o, o, N); ``half`` is a buffer of o i N."""
+    o, i = matrix.shape
+    half = half[: o * maps[0].numel()].view(o, i, -1)
+    torch.mm(matrix, maps.flatten(1), out=half.flatten(1))
+    torch.bmm(matrix.expand(o, o, i), half, out=out)
 
 
 class Workspace:
@@ -63,8 +66,8 @@ class Workspace:
         self.band_rows = max(1, BAND_TILES // self.columns)
         band = min(self.tiles, self.band_rows * self.columns) * features
         self.products, self.band = (torch.empty(n * band, dtype=torch.float32) for n in (36, 16))
-        self.to_window = _squared(_WINDOW).float()
-        self.to_tile = _squared(_TILE).float()
+        self.half = torch.empty(36 * features * self.tiles, dtype=torch.float32)
+        self.to_window, self.to_tile = (torch.tensor(rows, dtype=torch.float32) for rows in (_WINDOW, _TILE))
 
     def transform(self, channels: int, first: int) -> None:
         """Complete the windows of ``channels`` maps from their tiles, and put their transforms at channel ``first``."""
@@ -77,20 +80,21 @@ class Workspace:
         windows[5, 1:5, :, :-1] = windows[1, 1:5, :, 1:]
         windows[:, 0, ..., 1:] = windows[:, 4, ..., :-1]
         windows[:, 5, ..., :-1] = windows[:, 1, ..., 1:]
-        place = self.transformed[:, first : first + channels].flatten(1)
-        torch.mm(self.to_window, windows.view(36, -1), out=place)
+        place = self.transformed[:, first : first + channels].view(6, 6, -1)
+        _both_ways(self.to_window, windows.view(6, 6, -1), self.half, place)
 
 
 Workspaces = dict[tuple[int, int], Workspace]
-"""By height and width; shared by the blocks of one pass."""
+"""The latest, by height and width; shared by the blocks of one pass."""
 
 
 class _Convolution:
     """Transformed weights (36, out, in) and bias (out, 1)."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        taps = conv.weight.detach().double().flatten(2).permute(2, 0, 1)  # (9, out, in)
-        self.weight = torch.tensordot(_squared(_KERNEL), taps, 1).float().contiguous()
+        kernel = torch.tensor(_KERNEL, dtype=torch.float64)
+        taps = torch.einsum("uy,vx,oiyx->uvoi", kernel, kernel, conv.weight.detach().double())
+        self.weight = taps.flatten(0, 1).float().contiguous()
         assert conv.bias is not None
         self.bias = conv.bias.detach().clone()[:, None]
 
@@ -102,7 +106,7 @@ class _Convolution:
         products = space.products[: 36 * out * count].view(36, out, count)
         torch.bmm(self.weight, space.transformed[:, :read, tiles], out=products)
         result = space.band[: 16 * out * count].view(16, out, count)
-        torch.mm(space.to_tile, products.view(36, -1), out=result.view(16, -1))
+        _both_ways(space.to_tile, products.view(6, 6, -1), space.half, result.view(4, 4, -1))
         return result.add_(self.bias)
 
 
@@ -143,6 +147,7 @@ class WinogradRRDB:
         """(N, features, H, W) to the same shape, in channels_last."""
         height, width = x.shape[-2:]
         if (height, width) not in spaces:
+            spaces.clear()  # strips of a large picture have several sizes
             growth = self._blocks[0].dense[0].weight.shape[1]
             spaces[height, width] = Workspace(height, width, x.shape[1], growth)
         space = spaces[height, width]

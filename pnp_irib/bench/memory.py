@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from pnp_irib.runtime import give_memory_back
 
 __all__ = ["PeakMemory"]
 
@@ -59,7 +60,7 @@ class PeakMemory:
 
 def _reset() -> float | None:
     """Set the kernel's high-water mark back to the present size and return that, MiB; None where it cannot be done."""
-    _trim()
+    give_memory_back()  # or every stage would be as large as the largest before it
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -67,15 +68,6 @@ def _reset() -> float | None:
     # Some sandboxes take the write and do nothing: the mark would then be that of another stage.
     peak, present = _read("VmHWM"), _read("VmRSS")
     return present if peak is not None and present is not None and peak <= present + _TOLERANCE_MIB else None
-
-
-def _trim() -> None:
-    """Hand freed memory back: glibc keeps it, and every stage would be as large as the largest before it."""
-    try:
-        trim = ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):  # another C library
-        return
-    trim(0)
 
 
 def _read(key: str) -> float | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pnp_irib.errors import InputError
+from pnp_irib.runtime import give_memory_back
 
 __all__ = ["Tile", "plan_tiles", "tile_for_budget", "tiled"]
 
@@ -90,6 +91,8 @@ def tiled(
             (core_top - top) * scale : (core_bottom - top) * scale,
             (core_left - left) * scale : (core_right - left) * scale,
         ]
+        del part
+        give_memory_back()  # tiles of several sizes would pile up
     assert result is not None
     return result
 

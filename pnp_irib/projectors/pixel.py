@@ -136,7 +136,7 @@ class PixelProjector(Projector):
 TILE = 512  # side of the tiles that large pictures are projected in, LQ pixels
 HALO = 128  # context of a tile, LQ pixels: beyond the reach of the U-Net of three levels, about 110
 PATCH = 2  # side of the patches that the U-Net works on, LQ pixels
-STRIP_PIXELS = 2**20  # LQ pixels whose degradation is looked at at a time
+STRIP_PIXELS = 2**18  # LQ pixels whose degradation is looked at at a time
 STRIP_HALO = 16  # rows around a strip, beyond the reach of the layers, a multiple of their stride of 4
 DETAIL_GAIN = 8.0  # ours: brings the detail of photographs to about the size of the picture itself
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -55,6 +57,25 @@ def test_cores_cover_every_pixel_once(height: int, width: int, tile: int, halo: 
         assert max(core[1] - core[0], core[3] - core[2]) < tile + multiple_of
         assert read[0] <= core[0] < core[1] <= read[1]
     assert (seen == 1).all()
+
+
+def test_what_tiles_leave_behind_does_not_pile_up() -> None:
+    held, sizes = [], []
+
+    def wasteful(part: torch.Tensor) -> torch.Tensor:
+        sizes.append(resident())
+        blocks = [torch.zeros(16_000) for _ in range(1_000)]  # 64 MB in pieces that the allocator keeps
+        held.append(blocks[-1])  # and that cannot go by shrinking the heap from its end
+        return part
+
+    tiled(wasteful, picture(8, 40), tile=8, halo=0)
+    assert len(sizes) == 5
+    assert max(sizes) < sizes[0] + 32e6
+
+
+def resident() -> int:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) * 1024
 
 
 def test_tile_options_are_checked() -> None:

@@ -35,6 +35,8 @@ def test_one_workspace_serves_blocks_and_pictures_in_turn() -> None:
         alone = block(second, {})
         block(first, spaces)
         assert torch.equal(block(second, spaces), alone)
+    block(torch.randn(1, 12, 9, 29), spaces)
+    assert list(spaces) == [(9, 29)]  # buffers of one size only: those of a large picture's strips are large
 
 
 @pytest.mark.parametrize("name", [ANIME.name, X4PLUS.name])
