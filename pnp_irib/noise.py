@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pnp_irib.runtime import BORROWING
 
-__all__ = ["SeededNoise", "picture_seed", "seeded"]
+__all__ = ["ReplayedNoise", "SeededNoise", "picture_seed", "seeded"]
 
 
 def picture_seed(seed: int, name: str) -> int:
@@ -75,3 +75,31 @@ class SeededNoise:
     def tile(self, number: int) -> SeededNoise:
         """Streams of their own for a tile of the pictures, so that tiles do not repeat each other's noise."""
         return SeededNoise([picture_seed(seed, f"tile {number}") for seed in self.seeds])
+
+
+class ReplayedNoise:
+    """A `NoiseSource` that gives recorded tensors in turn; for comparisons with other implementations.
+
+    Args:
+        tensors: in the order in which they are asked for, (N, ...) each.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._left = list(tensors)
+
+    def normal(self, shape: Sequence[int], *, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The next tensor.
+
+        Raises:
+            ValueError: none is left, or it has another shape.
+        """
+        if not self._left:
+            raise ValueError(f"noise of {tuple(shape)} was asked for; all recorded tensors were used")
+        if tuple(self._left[0].shape) != tuple(shape):
+            raise ValueError(f"noise of {tuple(shape)} was asked for; the next recorded tensor is {tuple(self._left[0].shape)}")
+        return self._left.pop(0).to(device=device, dtype=dtype)
+
+    @property
+    def left(self) -> int:
+        """How many tensors were not asked for yet."""
+        return len(self._left)

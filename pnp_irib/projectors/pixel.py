@@ -133,7 +133,7 @@ class PixelProjector(Projector):
         return F.pixel_shuffle(self.head(x), PATCH)[..., :height, :width]
 
 
-TILE = 512  # side of the tiles that large pictures are projected in, LQ pixels
+TILE = 384  # side of the tiles that large pictures are projected in, LQ pixels
 HALO = 128  # context of a tile, LQ pixels: beyond the reach of the U-Net of three levels, about 110
 PATCH = 2  # side of the patches that the U-Net works on, LQ pixels
 STRIP_PIXELS = 2**18  # LQ pixels whose degradation is looked at at a time
