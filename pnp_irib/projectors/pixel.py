@@ -133,9 +133,10 @@ class PixelProjector(Projector):
         return F.pixel_shuffle(self.head(x), PATCH)[..., :height, :width]
 
 
-TILE = 384  # side of the tiles that large pictures are projected in, LQ pixels
+TILE = 512  # side of the tiles that large pictures are projected in, LQ pixels
 HALO = 128  # context of a tile, LQ pixels: beyond the reach of the U-Net of three levels, about 110
 PATCH = 2  # side of the patches that the U-Net works on, LQ pixels
+BLOCK_POSITIONS = 2**13  # of a feature map that a block works on at a time where no gradient is recorded
 STRIP_PIXELS = 2**18  # LQ pixels whose degradation is looked at at a time
 STRIP_HALO = 16  # rows around a strip, beyond the reach of the layers, a multiple of their stride of 4
 DETAIL_GAIN = 8.0  # ours: brings the detail of photographs to about the size of the picture itself
@@ -254,6 +255,18 @@ class GatedBlock(nn.Module):
 
     def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """(N, width, H, W), modulated after each normalisation by (N, 1, 1, width) factors."""
+        height, width = x.shape[-2:]
+        rows = max(1, BLOCK_POSITIONS // width)
+        if torch.is_grad_enabled() or height <= rows:
+            return self._whole(x, scale, shift)
+        out = torch.empty_like(x)  # strips stay in the cache; they read one row more, as far as the block reaches
+        for top in range(0, height, rows):
+            start, end = max(0, top - 1), min(height, top + rows)
+            strip = self._whole(x[:, :, start : end + 1], scale, shift)
+            out[:, :, top:end] = strip[:, :, top - start : end - start]
+        return out
+
+    def _whole(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         a, b = self.depthwise(self.spatial_in(modulated(x, scale, shift))).chunk(2, 1)
         x = x + self.spatial_scale * self.spatial_out(a * b)
         a, b = self.channel_in(modulated(x, scale, shift)).chunk(2, 1)

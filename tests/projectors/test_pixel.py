@@ -8,7 +8,7 @@ from torch import Tensor
 from pnp_irib.errors import InputError
 from pnp_irib.images.tiling import tiled
 from pnp_irib.projectors import PixelProjector
-from pnp_irib.projectors.pixel import HALO, TILE, PixelArchitecture, gate_of, words_of
+from pnp_irib.projectors.pixel import HALO, TILE, GatedBlock, PixelArchitecture, gate_of, words_of
 from pnp_irib.prompts import Prompt
 
 SMALL = PixelArchitecture(widths=(8, 16), encoder_blocks=(1,), middle_blocks=1, decoder_blocks=(1,), condition_width=8)
@@ -137,7 +137,7 @@ def test_large_pictures_are_tiled_without_seams() -> None:
         whole, same_severity = projector.project_with_severity(elq)
     torch.testing.assert_close(severity, same_severity.detach(), atol=1e-5, rtol=1e-5)
     # These random weights amplify rounding, which depends on the machine: here only that the pieces are in their places.
-    torch.testing.assert_close(tiles, whole.detach(), atol=1e-2, rtol=0)
+    torch.testing.assert_close(tiles, whole.detach(), atol=1e-2, rtol=1e-2)
     # In double precision what is left is what a tile does not see: nothing.
     projector.double()
     condition = torch.randn(1, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
@@ -146,6 +146,23 @@ def test_large_pictures_are_tiled_without_seams() -> None:
         in_one = projector._residual(strip, condition)
         in_tiles = tiled(lambda part: projector._residual(part, condition), strip, tile=TILE, halo=HALO, multiple_of=HALO)
     torch.testing.assert_close(in_tiles, in_one, atol=1e-9 * in_one.abs().max().item(), rtol=0)
+
+
+@pytest.mark.parametrize("size", [(1, 9000), (2, 8192), (130, 127), (64, 128), (65, 128)])
+def test_a_block_in_strips_is_the_block(size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    block = GatedBlock(4).double()
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    x = torch.randn(2, 4, *size, generator=generator, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    scale, shift = torch.randn(2, 2, 1, 1, 4, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        strips = block(x, scale, shift)
+    with torch.enable_grad():
+        whole = block(x, scale, shift).detach()
+    torch.testing.assert_close(strips, whole, atol=1e-10 * whole.abs().max().item(), rtol=0)
+    assert strips.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(
