@@ -96,7 +96,9 @@ class ReplayedNoise:
         if not self._left:
             raise ValueError(f"noise of {tuple(shape)} was asked for; all recorded tensors were used")
         if tuple(self._left[0].shape) != tuple(shape):
-            raise ValueError(f"noise of {tuple(shape)} was asked for; the next recorded tensor is {tuple(self._left[0].shape)}")
+            raise ValueError(
+                f"noise of {tuple(shape)} was asked for; the next recorded tensor is {tuple(self._left[0].shape)}"
+            )
         return self._left.pop(0).to(device=device, dtype=dtype)
 
     @property

@@ -68,7 +68,7 @@ def _size(spec: RestorerSpec) -> str:
     known = [size for size in sizes if size is not None]
     if not sizes:
         return "-"
-    return f"{sum(known) / 1e6:.0f} MB" if len(known) == len(sizes) else "unknown"
+    return f"{sum(known) / 1e6:.0f} MB" if len(known) == len(sizes) else "?"
 
 
 def _origins(spec: RestorerSpec) -> list[str]:

@@ -284,6 +284,9 @@ def test_what_cannot_be_written_is_one_line_and_a_failure(tmp_path: Path) -> Non
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
+OURS = ["osediff", "osediff-face", "realesr-animevideov3", "realesrgan-x4plus", "realesrgan-x4plus-anime"]
+
+
 def test_the_table_of_models_fits_80_columns() -> None:
     done = pnp("models")
     assert done.returncode == 0
@@ -291,15 +294,16 @@ def test_the_table_of_models_fits_80_columns() -> None:
     lines = table.splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[0].split() == ["name", "scale", "prompts", "weights", "commercial", "size", "here"]
-    assert [line.split()[0] for line in lines[1:]] == ["realesr-animevideov3", "realesrgan-x4plus", "realesrgan-x4plus-anime"]
-    assert lines[2].split()[1:] == ["x4", "none", "BSD-3-Clause", "yes", "33", "MB", "yes"]
+    assert [line.split()[0] for line in lines[1:]] == OURS
+    assert lines[4].split()[1:] == ["x4", "none", "BSD-3-Clause", "yes", "33", "MB", "yes"]
     assert "realesrgan-x4plus: Real-ESRGAN x4plus (photographs); code Apache-2.0\n  weights here: package sr-" in origins
 
 
 def test_models_as_json() -> None:
     listed = json.loads(pnp("models", "--json").stdout)
-    assert [spec["name"] for spec in listed] == ["realesr-animevideov3", "realesrgan-x4plus", "realesrgan-x4plus-anime"]
-    assert all(spec["here"] and spec["weights"][0]["size"] for spec in listed)
+    assert [spec["name"] for spec in listed] == OURS
+    assert all(spec["here"] and spec["weights"][0]["size"] for spec in listed if spec["name"].startswith("realesr"))
+    assert not any(spec["here"] for spec in listed if spec["name"].startswith("osediff"))
 
 
 def test_a_broken_plugin_is_told_and_the_table_is_still_there(tmp_path: Path) -> None:

@@ -1,0 +1,246 @@
+"""OSEDiff as a restorer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+from pnp_irib.diffusion.base import StableDiffusion
+from pnp_irib.diffusion.latents import LatentTiles, plan_latent_tiles
+from pnp_irib.diffusion.lora import active, merge
+from pnp_irib.diffusion.one_step import OneStepResult, one_step
+from pnp_irib.diffusion.vae import VaeTiling
+from pnp_irib.errors import ConfigError, InputError, WeightsError
+from pnp_irib.images.color import ColorMatch, match_color
+from pnp_irib.images.padding import pad_to
+from pnp_irib.images.resize import resize
+from pnp_irib.images.tensors import output_size
+from pnp_irib.prompts import Prompt
+from pnp_irib.restorer import NoiseSource
+from pnp_irib.runtime import choose_device, choose_dtype
+from pnp_irib.spec import RestorerSpec
+from pnp_irib.weights import resolve_file
+from pnp_irib_osediff.checkpoint import UNET_ADAPTERS, VAE_ADAPTER, Checkpoint
+from pnp_irib_osediff.published import enlarge, finish
+from pnp_irib_osediff.spec import OSEDIFF, OSEDIFF_FACE
+
+__all__ = ["OSEDiff", "load_osediff", "load_osediff_face", "prompt_text"]
+
+
+class OSEDiff:
+    """One step of Stable Diffusion 2.1 with OSEDiff's LoRA, as a `Restorer`.
+
+    Args:
+        base: Stable Diffusion 2.1-base in float32. OSEDiff's LoRA is put on it; with ``merged`` its weights change.
+        checkpoint: what is trained of OSEDiff.
+        spec: which model.
+        merged: fold the LoRA into the weights, which is faster. Not, where the base is shared.
+        compat: "upstream" keeps to the published script in every step: 8-bit pictures, truncated instead of rounded; sizes
+            that are multiples of 8 and never below ``process_size``, whatever ``scale`` says; weights of latent tiles off
+            their centre; statistics of VAE tiles. None mends these.
+        upscale: enlargement where a call gives no ``scale``.
+        process_size: the shorter side of what the network sees is at least this, pixels.
+        color: how the colours of the input are given back.
+        latent_tile: side of the tiles of the UNet, latent pixels.
+        latent_overlap: of these.
+        tile_batch: tiles in one call of the UNet.
+        vae_tiling: of the VAE; None: as ``compat`` needs it.
+        device: where it runs.
+        dtype: "auto", or a dtype of all parts.
+    """
+
+    def __init__(
+        self,
+        base: StableDiffusion,
+        checkpoint: Checkpoint,
+        *,
+        spec: RestorerSpec = OSEDIFF,
+        merged: bool = True,
+        compat: Literal["upstream"] | None = None,
+        upscale: float = 4,
+        process_size: int = 512,
+        color: ColorMatch = "adain",
+        latent_tile: int = 96,
+        latent_overlap: int = 32,
+        tile_batch: int = 4,
+        vae_tiling: VaeTiling | None = None,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = "auto",
+    ) -> None:
+        if compat not in {None, "upstream"}:
+            raise ConfigError(f"compat={compat!r}; expected None or 'upstream'.")
+        if compat and upscale != int(upscale):
+            raise ConfigError(
+                f"upscale={upscale}: the published script enlarges by whole numbers. Leave compat out for others."
+            )
+        if color not in {"adain", "wavelet", "none"}:
+            raise ConfigError(f"color={color!r}; expected adain, wavelet or none.")
+        plan_latent_tiles(1, 1, tile=latent_tile, overlap=latent_overlap)  # checks them
+        self.spec = spec
+        self.base = base
+        self.compat = compat
+        self.upscale = upscale
+        self.process_size = process_size
+        self.color = color
+        self.latent_tile, self.latent_overlap, self.tile_batch = latent_tile, latent_overlap, tile_batch
+        published = VaeTiling(encoder_tile=1024, decoder_tile=224, statistics="published")
+        self.vae_tiling = vae_tiling or (published if compat else VaeTiling())
+        checkpoint.install(base.unet, base.vae)
+        self.merged = merged
+        if merged:
+            merge(base.unet, UNET_ADAPTERS)
+            merge(base.vae, [VAE_ADAPTER])
+        self.to(device, dtype)
+
+    def to(self, device: Any = None, dtype: Any = None) -> Self:
+        """Move in place; ``dtype`` may be "auto"."""
+        target = self.base.device if device is None else choose_device(str(device))
+        if dtype is not None:
+            dtype = choose_dtype(dtype, target, self.spec.safe_dtypes)
+        self.base.to(target, dtype)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.base.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its parts."""
+        return self.base.dtype
+
+    def restore(
+        self,
+        lq: Tensor,
+        *,
+        scale: float | None = None,
+        prompts: Sequence[Prompt | None] | None = None,
+        noise: NoiseSource | None = None,
+    ) -> Tensor:
+        """See `pnp_irib.Restorer`. Without ``noise``, the mean of the posterior is taken instead of a sample. Differentiable.
+
+        Returns:
+            (N, 3, round(H * scale), round(W * scale)). With ``compat`` and no ``scale``: of the size that the published script
+            gives.
+
+        Raises:
+            ConfigError: ``compat`` and a scale that is no whole number.
+        """
+        embedding = self.base.text([prompt_text(p) for p in prompts or [None] * lq.shape[0]])
+        if self.compat:
+            return self._as_published(lq, scale, embedding, noise)
+        size = output_size(lq.shape[-2], lq.shape[-1], self.upscale if scale is None else scale)
+        larger = max(1.0, self.process_size / min(size))
+        seen = resize(lq, (max(size[0], round(size[0] * larger)), max(size[1], round(size[1] * larger)))).clamp(0, 1)
+        padded = pad_to(seen, multiple_of=self.base.factor)
+        picture = self.step(padded * 2 - 1, embedding, noise).picture * 0.5 + 0.5
+        picture = picture[..., : seen.shape[-2], : seen.shape[-1]].to(lq.dtype)
+        return resize(match_color(picture, seen, self.color), size)
+
+    def step(self, pictures: Tensor, embedding: Tensor, noise: NoiseSource | None) -> OneStepResult:
+        """The network alone.
+
+        Args:
+            pictures: (N, 3, H, W) in [-1, 1], sides multiples of 8.
+            embedding: of the prompts, see ``base.text``.
+            noise: of the posterior, and with ``compat`` of the scheduler.
+        """
+        draw: Callable[[tuple[int, ...]], Tensor] | None = None
+        if noise is not None:
+            source = noise
+
+            def draw(shape: tuple[int, ...]) -> Tensor:
+                return source.normal(shape, device=self.device, dtype=self.dtype)
+
+        with self.acting():
+            return one_step(
+                self.base,
+                pictures.to(device=self.device, dtype=self.dtype),
+                embedding.to(device=self.device, dtype=self.dtype),
+                draw=draw,
+                plan=self._plan,
+                batch=self.tile_batch,
+                vae_tiling=self.vae_tiling,
+                stray_noise=self.compat is not None,
+            )
+
+    @contextlib.contextmanager
+    def acting(self) -> Iterator[None]:
+        """Let the LoRA act on the base inside, where it is not merged."""
+        if self.merged:
+            yield
+            return
+        with active(self.base.unet, UNET_ADAPTERS), active(self.base.vae, [VAE_ADAPTER]):
+            yield
+
+    def _plan(self, height: int, width: int) -> LatentTiles | None:
+        if torch.is_grad_enabled() and not self.compat:
+            return None
+        return plan_latent_tiles(
+            height, width, tile=self.latent_tile, overlap=self.latent_overlap, compat=self.compat is not None
+        )
+
+    def _as_published(self, lq: Tensor, scale: float | None, embedding: Tensor, noise: NoiseSource | None) -> Tensor:
+        factor = self.upscale if scale is None else scale
+        if factor != int(factor) or factor < 1:
+            raise ConfigError(f"scale={factor}: the published script enlarges by whole numbers. Leave compat out for others.")
+        if lq.shape[0] != 1 and noise is not None:
+            raise InputError("compat='upstream' draws the noise of one picture at a time, as the published script does.")
+        results = []
+        for n, picture in enumerate(lq):
+            given = picture.detach().float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
+            seen = enlarge(given, upscale=int(factor), process_size=self.process_size)
+            tensor = torch.from_numpy(seen).permute(2, 0, 1)[None].float() / 255
+            network = self.step(tensor * 2 - 1, embedding[n : n + 1], noise).picture[0]
+            done = torch.from_numpy(finish(network.detach(), seen, self.color)).permute(2, 0, 1)[None].float() / 255
+            done = done.to(device=lq.device, dtype=lq.dtype)
+            results.append(done if scale is None else resize(done, output_size(lq.shape[-2], lq.shape[-1], factor)))
+        return torch.cat(results)
+
+
+def prompt_text(prompt: Prompt | None, user: str = "") -> str:
+    """A prompt in the form that OSEDiff's published script gives its text encoder: ``tags, user prompt,``; none is empty."""
+    return "" if prompt is None else f"{prompt.text}, {user},"
+
+
+def load_osediff(
+    base: str | Path | StableDiffusion | None = None, checkpoint: str | Path | None = None, **options: Any
+) -> OSEDiff:
+    """OSEDiff for photographs; see `_load`."""
+    return _load(OSEDIFF, base, checkpoint, options)
+
+
+def load_osediff_face(
+    base: str | Path | StableDiffusion | None = None, checkpoint: str | Path | None = None, **options: Any
+) -> OSEDiff:
+    """OSEDiff for aligned faces of 512 x 512 pixels; see `_load`."""
+    return _load(OSEDIFF_FACE, base, checkpoint, {"upscale": 1, "color": "none"} | options)
+
+
+def _load(
+    spec: RestorerSpec, base: str | Path | StableDiffusion | None, checkpoint: str | Path | None, options: dict[str, Any]
+) -> OSEDiff:
+    """Build the restorer.
+
+    Args:
+        spec: which one.
+        base: Stable Diffusion 2.1-base: a folder in the layout of diffusers, ``hf-hub:owner/repo``, or a loaded model.
+        checkpoint: the published ``.pkl`` or its safetensors copy: a path, or ``hf-hub:owner/repo/file``.
+        options: see `OSEDiff`.
+
+    Raises:
+        WeightsError: something is missing, damaged, or does not fit.
+    """
+    if base is None or checkpoint is None:
+        raise WeightsError(
+            f"{spec.name} needs base=, a folder or hf-hub: name of Stable Diffusion 2.1-base, and checkpoint=, the file "
+            f"{spec.weights[0].name} (from {spec.weights[0].places[0]})."
+        )
+    model = base if isinstance(base, StableDiffusion) else StableDiffusion.load(base)
+    return OSEDiff(model, Checkpoint.read(resolve_file(checkpoint)), spec=spec, **options)

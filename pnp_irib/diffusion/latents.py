@@ -1,0 +1,120 @@
+"""A denoiser on latents that are larger than it was trained for: overlapping tiles, blended with Gaussian weights.
+
+The tiles of one step are blended before anything else happens to the latent (Jimenez, Mixture of Diffusers,
+arXiv 2302.02412), so that no seams arise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pnp_irib.errors import ConfigError
+
+__all__ = ["LatentTiles", "gaussian_window", "plan_latent_tiles", "predict_in_tiles"]
+
+_VARIANCE = 0.01  # of the window, in units of its side
+
+
+@dataclass(frozen=True)
+class LatentTiles:
+    """Where the tiles of a latent lie.
+
+    Attributes:
+        height: of each tile.
+        width: of each tile.
+        corners: (top, left) of each.
+        symmetric: whether the weights are centred; the published code is half a sample off in one direction.
+    """
+
+    height: int
+    width: int
+    corners: tuple[tuple[int, int], ...]
+    symmetric: bool = True
+
+
+def plan_latent_tiles(height: int, width: int, *, tile: int, overlap: int, compat: bool = False) -> LatentTiles | None:
+    """Tiles for a latent; None: it goes in one piece.
+
+    Args:
+        height: of the latent.
+        width: of the latent.
+        tile: largest side of a tile.
+        overlap: of neighbours; at most half a tile is used.
+        compat: as the published code of OSEDiff and SeeSR has it: the area decides whether tiles are needed, tiles are
+            square and shrink to the shorter side of the latent, and are walked column by column.
+
+    Raises:
+        ConfigError: sizes that leave no step from tile to tile.
+    """
+    if tile < 1 or overlap < 0:
+        raise ConfigError(f"latent tiles of {tile} with an overlap of {overlap}: expected at least 1, and at least 0.")
+    if compat:
+        if height * width <= tile**2:
+            return None
+        side = min(tile, height, width)
+        if side <= overlap:
+            raise ConfigError(
+                f"an overlap of {overlap} leaves no step between tiles of {side}, the shorter side of the latent. "
+                f"Choose a smaller overlap."
+            )
+        ys, xs = (_offsets(length, side, side - overlap) for length in (height, width))
+        return LatentTiles(side, side, tuple((y, x) for x in xs for y in ys), symmetric=False)
+    if height <= tile and width <= tile:
+        return None
+    tall, wide = min(tile, height), min(tile, width)
+    ys = _offsets(height, tall, tall - min(overlap, tall // 2))
+    xs = _offsets(width, wide, wide - min(overlap, wide // 2))
+    return LatentTiles(tall, wide, tuple((y, x) for y in ys for x in xs))
+
+
+def _offsets(length: int, tile: int, step: int) -> list[int]:
+    count = 1 + max(0, math.ceil((length - tile) / step))
+    return [min(k * step, length - tile) for k in range(count)]
+
+
+def gaussian_window(height: int, width: int, *, symmetric: bool = True) -> Tensor:
+    """Weights of a tile, (height, width), float64, positive. Not ``symmetric``: the vertical centre is half a sample low."""
+    vertical = _gaussian(height, (height - 1) / 2 if symmetric else height / 2)
+    return vertical[:, None] * _gaussian(width, (width - 1) / 2)
+
+
+def _gaussian(length: int, centre: float) -> Tensor:
+    distance = torch.arange(length, dtype=torch.float64) - centre
+    return torch.exp(-(distance**2) / (length**2 * 2 * _VARIANCE)) / math.sqrt(2 * math.pi * _VARIANCE)
+
+
+def predict_in_tiles(
+    predict: Callable[[Tensor, Tensor], Tensor], latent: Tensor, tiles: LatentTiles | None, *, batch: int = 1
+) -> Tensor:
+    """What ``predict`` says of a latent, tile by tile and blended. Differentiable.
+
+    Args:
+        predict: maps (n, C, h, w), and the indices (n,) of the pictures that these are cut from, to the same shape.
+        latent: (N, C, H, W).
+        tiles: where to cut; None: in one piece.
+        batch: tiles in one call.
+
+    Returns:
+        (N, C, H, W), of the dtype of ``latent``.
+    """
+    pictures = torch.arange(latent.shape[0], device=latent.device)
+    if tiles is None:
+        return predict(latent, pictures)
+    window = gaussian_window(tiles.height, tiles.width, symmetric=tiles.symmetric).to(latent.device)
+    total = torch.zeros_like(latent, dtype=torch.float32)
+    weights = torch.zeros(latent.shape[-2:], dtype=torch.float32, device=latent.device)
+    jobs = [(int(n), y, x) for y, x in tiles.corners for n in range(latent.shape[0])]
+    for start in range(0, len(jobs), batch):
+        part = jobs[start : start + batch]
+        cut = torch.stack([latent[n, :, y : y + tiles.height, x : x + tiles.width] for n, y, x in part])
+        found = predict(cut, pictures[[n for n, _, _ in part]])
+        for (n, y, x), tile in zip(part, found, strict=True):
+            total[n, :, y : y + tiles.height, x : x + tiles.width] += tile * window
+    for y, x in tiles.corners:
+        weights[y : y + tiles.height, x : x + tiles.width] += window
+    return (total / weights).to(latent.dtype)

@@ -1,0 +1,82 @@
+"""Stable Diffusion as a picture-to-picture network in one step.
+
+The latent of the low-quality picture is taken for a noisy latent of the last timestep; one call of the UNet says the noise in
+it, and what is left is decoded (OSEDiff, Wu et al., arXiv 2406.08177).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pnp_irib.diffusion.latents import LatentTiles, predict_in_tiles
+from pnp_irib.diffusion.vae import VaeTiling, decode, encode, sample_posterior
+
+if TYPE_CHECKING:
+    from pnp_irib.diffusion.base import StableDiffusion
+
+__all__ = ["OneStepResult", "one_step"]
+
+
+@dataclass(frozen=True)
+class OneStepResult:
+    """What one step makes on its way.
+
+    Attributes:
+        latent: of the low-quality picture, scaled, (N, C, h, w).
+        noise: that the UNet finds in it.
+        denoised: what is left, scaled.
+        picture: decoded, (N, 3, H, W), clamped to [-1, 1].
+    """
+
+    latent: Tensor
+    noise: Tensor
+    denoised: Tensor
+    picture: Tensor
+
+
+def one_step(
+    base: StableDiffusion,
+    pictures: Tensor,
+    embedding: Tensor,
+    *,
+    draw: Callable[[tuple[int, ...]], Tensor] | None,
+    timestep: int = 999,
+    plan: Callable[[int, int], LatentTiles | None] = lambda height, width: None,
+    batch: int = 1,
+    vae_tiling: VaeTiling | None = None,
+    stray_noise: bool = False,
+) -> OneStepResult:
+    """Restore pictures in one step, under the caller's grad mode.
+
+    Args:
+        base: the model, with the adapters that are to act.
+        pictures: (N, 3, H, W) in [-1, 1], sides multiples of ``base.factor``, of the dtype of the base.
+        embedding: of the prompts, (N, length, width).
+        draw: gives standard normal numbers of a shape; None: the mean of the posterior is taken instead of a sample.
+        timestep: whose noise the UNet is asked for.
+        plan: tiles for a latent of (height, width).
+        batch: tiles in one call of the UNet.
+        vae_tiling: of the VAE.
+        stray_noise: add the 1e-10 of a second draw, as the scheduler of the published code does.
+    """
+    mean, logvar = encode(base.vae, pictures, vae_tiling)
+    sample = mean if draw is None else sample_posterior(mean, logvar, draw(tuple(mean.shape)))
+    latent = sample * base.vae.config.scaling_factor
+    times = torch.full((1,), timestep, device=latent.device)
+
+    def predict(part: Tensor, of: Tensor) -> Tensor:
+        found: Tensor = base.unet(part, times, encoder_hidden_states=embedding[of]).sample
+        return found
+
+    noise = predict_in_tiles(predict, latent, plan(*latent.shape[-2:]), batch=batch)
+    alpha = base.alphas[timestep].item()
+    denoised = (latent - (1 - alpha) ** 0.5 * noise) / alpha**0.5
+    if stray_noise and draw is not None:
+        denoised = denoised + 1e-10 * draw(tuple(denoised.shape))
+    picture = decode(base.vae, denoised.to(latent.dtype) / base.vae.config.scaling_factor, vae_tiling)
+    return OneStepResult(latent, noise, denoised, picture.to(pictures.dtype).clamp(-1, 1))
