@@ -47,7 +47,7 @@ X4PLUS = _spec(
     "v0.1.0/RealESRGAN_x4plus.pth",
     33424520,
     "713ee713b0353afaa27976f0563a64a5043bd70b9bd8936c2e26e25ebcdbcddf",
-    bytes_per_pixel=4_700,
+    bytes_per_pixel=7_400,
     halo=32,
 )
 ANIME = _spec(
@@ -57,7 +57,7 @@ ANIME = _spec(
     "v0.2.2.4/RealESRGAN_x4plus_anime_6B.pth",
     8943500,
     "fe01c269cfd10cdef8e018ab66ebe750cf79c7af4d1f9c16c737e1295229bacc",
-    bytes_per_pixel=4_700,
+    bytes_per_pixel=7_400,
     halo=32,
 )
 ANIME_VIDEO = _spec(
