@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -49,6 +50,10 @@ class RestorerSpec(_Frozen):
     name: str = Field(description="registry name, lower case with hyphens", pattern=r"^[a-z0-9][a-z0-9._+-]*$")
     title: str
     factory: str | None = Field(default=None, description="'module:function' that builds the restorer")
+    converter: str | None = Field(
+        default=None,
+        description="'module:function' that is given the spec, a published file, and the safetensors file to write",
+    )
     scale: int | None = Field(default=None, description="native enlargement; None: any scale", gt=0)
     multiple_of: int = Field(default=1, gt=0, description="both sides of the input must be a multiple of this, pixels")
     min_size: int = Field(default=1, gt=0, description="smallest allowed side of the input, pixels")
@@ -75,19 +80,34 @@ class RestorerSpec(_Frozen):
         """
         if self.factory is None:
             raise TypeError(f"{self.name} states no factory; only registered restorers have one")
-        module, _, function = self.factory.partition(":")
-        try:
-            factory = getattr(import_module(module), function)
-        except MissingExtraError:
-            raise
-        except (Exception, SystemExit) as error:  # a foreign package may raise anything at import
-            raise BrokenPluginError(
-                f"the factory {self.factory} of restorer {self.name!r} cannot be loaded: {type(error).__name__}: {error}. "
-                f"Update or uninstall its package, or install what it needs."
-            ) from error
+        factory = self._imported("factory", self.factory)
         accepted = inspect.signature(factory)
         try:
             accepted.bind(**options)
         except TypeError as error:
             raise ConfigError(f"{self.name}: {error}. Its options: {', '.join(accepted.parameters)}.") from None
         return factory(**options)
+
+    def convert(self, source: Path, target: Path) -> None:
+        """Write a published file of weights as safetensors that the factory reads as well; ``target`` is put in place whole.
+
+        Raises:
+            ConfigError: the restorer has no converter.
+            WeightsError: ``source`` is damaged, or no file of this restorer.
+            BrokenPluginError: the converter cannot be imported.
+        """
+        if self.converter is None:
+            raise ConfigError(f"{self.name} has no converter: its files are read as they are.")
+        self._imported("converter", self.converter)(self, source, target)
+
+    def _imported(self, what: str, place: str) -> Any:
+        module, _, function = place.partition(":")
+        try:
+            return getattr(import_module(module), function)
+        except MissingExtraError:
+            raise
+        except (Exception, SystemExit) as error:  # a foreign package may raise anything at import
+            raise BrokenPluginError(
+                f"the {what} {place} of restorer {self.name!r} cannot be loaded: {type(error).__name__}: {error}. "
+                f"Update or uninstall its package, or install what it needs."
+            ) from error

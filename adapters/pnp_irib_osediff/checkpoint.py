@@ -15,9 +15,10 @@ from torch import Tensor
 
 from pnp_irib.diffusion.lora import add_adapter, load_tensors
 from pnp_irib.errors import WeightsError
+from pnp_irib.spec import RestorerSpec
 from pnp_irib.weights import write_atomically
 
-__all__ = ["ALPHA", "UNET_ADAPTERS", "VAE_ADAPTER", "Checkpoint"]
+__all__ = ["ALPHA", "UNET_ADAPTERS", "VAE_ADAPTER", "Checkpoint", "convert"]
 
 ALPHA = 8  # no file states it; it is the default of peft, which the published code leaves as it is
 UNET_ADAPTERS = {
@@ -90,6 +91,15 @@ class Checkpoint:
         load_tensors(vae, self.vae, required=[name for name, _ in vae.named_parameters() if ".lora_" in name])
         for module in (unet, vae):
             module.requires_grad_(False)
+
+
+def convert(spec: RestorerSpec, source: Path, target: Path) -> None:
+    """Write a published checkpoint as safetensors, see `RestorerSpec.convert`.
+
+    Raises:
+        WeightsError: it is damaged, or no checkpoint of OSEDiff.
+    """
+    Checkpoint.read(source).save(target)
 
 
 def _read_pickle(path: Path) -> dict[str, Any]:

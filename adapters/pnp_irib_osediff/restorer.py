@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -15,7 +16,7 @@ from pnp_irib.diffusion.latents import LatentTiles, plan_latent_tiles
 from pnp_irib.diffusion.lora import active, merge
 from pnp_irib.diffusion.one_step import OneStepResult, one_step
 from pnp_irib.diffusion.vae import VaeTiling
-from pnp_irib.errors import ConfigError, InputError, WeightsError
+from pnp_irib.errors import ConfigError, InputError, WeightsError, did_you_mean
 from pnp_irib.images.color import ColorMatch, match_color
 from pnp_irib.images.padding import pad_to
 from pnp_irib.images.resize import resize
@@ -235,8 +236,15 @@ def _load(
         options: see `OSEDiff`.
 
     Raises:
+        ConfigError: there is no such option.
         WeightsError: something is missing, damaged, or does not fit.
     """
+    accepted = inspect.signature(OSEDiff).parameters
+    if unknown := [name for name in options if name not in accepted or name == "spec"]:
+        known = ", ".join(["base", "checkpoint", *(name for name in list(accepted)[3:])])
+        raise ConfigError(
+            f"{spec.name} has no option {unknown[0]!r}. {did_you_mean(unknown[0], accepted)}Its options: {known}."
+        )
     if base is None or checkpoint is None:
         raise WeightsError(
             f"{spec.name} needs base=, a folder or hf-hub: name of Stable Diffusion 2.1-base, and checkpoint=, the file "

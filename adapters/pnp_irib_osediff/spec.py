@@ -15,6 +15,7 @@ def _spec(name: str, title: str, file: str, profile: str) -> RestorerSpec:
         name=name,
         title=title,
         factory=f"pnp_irib_osediff.restorer:load_{name.replace('-', '_')}",
+        converter="pnp_irib_osediff.checkpoint:convert",
         safe_dtypes=("float32", "bfloat16"),
         tiling="internal",
         prompts="optional",

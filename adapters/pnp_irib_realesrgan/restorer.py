@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self, TypeAlias
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pnp_irib.errors import MissingExtraError, WeightsError
@@ -18,12 +19,12 @@ from pnp_irib.prompts import Prompt
 from pnp_irib.restorer import NoiseSource
 from pnp_irib.runtime import choose_device, choose_dtype, store_channels_last
 from pnp_irib.spec import RestorerSpec
-from pnp_irib.weights import cached_conversion, find_place, load_checkpoint, load_strictly, resolve_file
+from pnp_irib.weights import cached_conversion, find_place, load_checkpoint, load_strictly, resolve_file, write_atomically
 from pnp_irib_realesrgan.ncnn import read_ncnn
 from pnp_irib_realesrgan.networks import RRDBNet, SRVGGNetCompact
 from pnp_irib_realesrgan.spec import ANIME, ANIME_VIDEO, X4PLUS
 
-__all__ = ["RealESRGAN", "load_realesr_animevideov3", "load_realesrgan_x4plus", "load_realesrgan_x4plus_anime"]
+__all__ = ["RealESRGAN", "convert", "load_realesr_animevideov3", "load_realesrgan_x4plus", "load_realesrgan_x4plus_anime"]
 
 
 MIN_ROWS = 16  # of a strip: below it, the context costs more than the strip
@@ -145,6 +146,21 @@ def _load(spec: RestorerSpec, weights: Weights, device: Device, dtype: Dtype) ->
         path = place[1]
     else:
         path = resolve_file(weights)
+    return RealESRGAN(spec, _read(spec, path), device=device, dtype=dtype)
+
+
+def convert(spec: RestorerSpec, source: Path, target: Path) -> None:
+    """Write a network of the family as safetensors, see `RestorerSpec.convert`.
+
+    Raises:
+        WeightsError: the file is damaged, or of another network.
+    """
+    tensors = {name: value.contiguous() for name, value in _read(spec, source).state_dict().items()}
+    write_atomically(target, lambda part: save_file(tensors, part))
+
+
+def _read(spec: RestorerSpec, path: Path) -> nn.Module:
+    """The network of a file."""
     if path.suffix == ".bin":
         tensors: Mapping[str, Tensor] = cached_conversion(path, spec.name, lambda: _from_ncnn(path, spec))
     else:
@@ -152,7 +168,7 @@ def _load(spec: RestorerSpec, weights: Weights, device: Device, dtype: Dtype) ->
     with torch.random.fork_rng(devices=[]):  # initial values are drawn, though they are replaced at once
         network = _srvgg(tensors, path) if spec is ANIME_VIDEO else _rrdbnet(tensors, path, blocks=23 if spec is X4PLUS else 6)
     load_strictly(network, tensors, source=str(path))
-    return RealESRGAN(spec, network, device=device, dtype=dtype)
+    return network
 
 
 def _from_ncnn(path: Path, spec: RestorerSpec) -> dict[str, Tensor]:

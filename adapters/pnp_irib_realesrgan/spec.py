@@ -19,6 +19,7 @@ def _spec(
         name=name,
         title=title,
         factory=f"pnp_irib_realesrgan.restorer:load_{name.replace('-', '_')}",
+        converter="pnp_irib_realesrgan.restorer:convert",
         scale=4,
         safe_dtypes=("float32",),
         tiling="internal",

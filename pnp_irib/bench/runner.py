@@ -54,6 +54,7 @@ class BenchConfig(BaseModel):
 
     data: Path = Field(description="folder of HQ pictures, searched with its sub-folders")
     restorer: str = Field(default="realesrgan-x4plus", description="registry name")
+    options: dict[str, Any] = Field(default_factory=dict, description="of the restorer")
     projector: str = Field(default="auto", description="auto, none, or a projector's name")
     preset: str = Field(default="extreme", description="degradation of the HQ pictures")
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="each degrades every picture once")
@@ -83,7 +84,7 @@ def run_bench(config: BenchConfig, *, on_progress: Callable[[int, int], None] | 
     profile = preset(config.preset)
     _check_seeds(config.seeds)
     paths = _pictures(config.data)[: config.limit]
-    wrapped = wrap(config.restorer, projector=config.projector, lfo=config.lfo).to(dtype=config.dtype)
+    wrapped = wrap(config.restorer, projector=config.projector, lfo=config.lfo, **config.options).to(dtype=config.dtype)
     if wrapped.projector is None and config.projector != "none":
         raise ConfigError(
             f"nothing to compare: the projector is {wrapped.describe_projector()}. Name one with --projector local-dir:PATH, "
@@ -117,7 +118,7 @@ def run_bench(config: BenchConfig, *, on_progress: Callable[[int, int], None] | 
         profile=profile.model_dump(mode="json"),
         records=records,
         environment=_environment(),
-        models=_models(wrapped),
+        models=_models(wrapped, config.options),
         peak_mib=memory.mib,
         peak_rise_mib=memory.rise_mib,
         total_seconds=time.monotonic() - began,
@@ -275,13 +276,13 @@ def _cpu_name() -> str:
     return named[0] if named else platform.processor() or platform.machine()
 
 
-def _models(wrapped: WrappedRestorer) -> dict[str, str | int | None]:
+def _models(wrapped: WrappedRestorer, options: dict[str, Any]) -> dict[str, str | int | None]:
     restorer, projector = wrapped.restorer, wrapped.projector
     judge = weight_file(JUDGE)
     return {
         "restorer": restorer.spec.name,
         "restorer_parameters": _parameters(restorer),
-        "restorer_sha256": _weights_sha256(restorer.spec),
+        "restorer_sha256": _weights_sha256(restorer.spec, options),
         "dtype": str(getattr(restorer, "dtype", "unknown")).removeprefix("torch."),
         "projector": wrapped.describe_projector(),
         "projector_parameters": projector.parameter_count if projector is not None else None,
@@ -292,10 +293,14 @@ def _models(wrapped: WrappedRestorer) -> dict[str, str | int | None]:
     }
 
 
-def _weights_sha256(spec: RestorerSpec) -> str | None:
-    """Hash of the first weight file as it lies on this machine; None where the spec names none."""
-    place = find_place(spec.weights[0]) if spec.weights else None
-    return sha256_of(place[1]) if place is not None else None
+def _weights_sha256(spec: RestorerSpec, options: dict[str, Any]) -> str | None:
+    """Hash of the weights: of the files and folders that the options name, else of the file that the spec does."""
+    named = [Path(value) for value in options.values() if isinstance(value, str) and Path(value).exists()]
+    files = sorted(file for path in named for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+    if not named:
+        files = [place[1] for file in spec.weights[:1] if (place := find_place(file)) is not None]
+    hashes = [sha256_of(file) for file in files]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest() if len(hashes) > 1 else next(iter(hashes), None)
 
 
 def _data_sha256(paths: Sequence[Path], folder: Path) -> str:

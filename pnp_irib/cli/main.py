@@ -10,7 +10,7 @@ import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -119,6 +119,10 @@ def path_of(text: str) -> Path:
 
 Restorer = Annotated[str, typer.Option("--restorer", "-r", help="Name of the restorer; see `pnp-irib models`.")]
 ProjectorName = Annotated[str, typer.Option("--projector", "-p", help="auto, none, hf-hub:OWNER/REPO or local-dir:PATH.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", "-O", metavar="NAME=VALUE", help="Option of the restorer, such as weights=PATH; repeatable."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16; of the restorer.")]
 
@@ -130,6 +134,7 @@ def restore(
         Path, typer.Option("--output", "-o", metavar="OUT", parser=path_of, help="Folder; for one picture also a file.")
     ],
     restorer: Restorer = "realesrgan-x4plus",
+    option: Options = None,
     projector: ProjectorName = "auto",
     lfo: Annotated[int, typer.Option(min=0, max=16, help="Rounds of Look Forward Once.")] = 0,
     prompt: Annotated[str | None, typer.Option(help="What the pictures show.")] = None,
@@ -151,7 +156,7 @@ def restore(
     max_output_pixels: Annotated[float | None, typer.Option(help="Largest output, megapixels (72).")] = None,
 ) -> None:
     """Restore pictures."""
-    from pnp_irib.cli.restore import Job, run
+    from pnp_irib.cli.restore import Job, Model, run
 
     options = {
         "prompt": prompt,
@@ -164,7 +169,8 @@ def restore(
         "max_output_pixels": megapixels(max_output_pixels, "--max-output-pixels"),
     }
     job = Job(inputs, output, format, compare, consistency, overwrite, fail_fast, as_json)
-    raise typer.Exit(run(job, {"restorer": restorer, "projector": projector, "device": device, "dtype": dtype}, options))
+    model = Model(restorer, restorer_options(option), projector, device, dtype)
+    raise typer.Exit(run(job, model, options))
 
 
 @app.command()
@@ -175,6 +181,19 @@ def models(
     from pnp_irib.cli.models import show
 
     show(as_json=as_json)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="FILE", parser=path_of, help="Weights as they were published.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT.safetensors", parser=path_of, help="The copy.")],
+    restorer: Annotated[str, typer.Option("--restorer", "-r", help="Whose they are; see `pnp-irib models`.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing copy.")] = False,
+) -> None:
+    """Copy published weights to safetensors, which hold no code."""
+    from pnp_irib.cli.convert import run
+
+    run(source, output, restorer, overwrite=overwrite)
 
 
 @app.command()
@@ -214,6 +233,7 @@ def train(
 def bench(
     data: Annotated[Path, typer.Option("--data", help="Folder of HQ pictures.")],
     restorer: Restorer = "realesrgan-x4plus",
+    option: Options = None,
     projector: ProjectorName = "auto",
     preset: Annotated[str, typer.Option("--preset", help="light, standard, codeformer, extreme, stress.")] = "extreme",
     seed: Annotated[list[int] | None, typer.Option("--seed", help="May be given several times. Default: 0.")] = None,
@@ -229,6 +249,7 @@ def bench(
     options = {
         "data": data,
         "restorer": restorer,
+        "options": restorer_options(option),
         "projector": projector,
         "preset": preset,
         "seeds": tuple(seed or (0,)),
@@ -238,6 +259,23 @@ def bench(
         "dtype": dtype,
     }
     run(output, options)
+
+
+def restorer_options(texts: list[str] | None) -> dict[str, Any]:
+    """The values of ``--option``, as YAML reads them: numbers, true and false, null, else text."""
+    import yaml
+
+    options: dict[str, Any] = {}
+    for text in texts or []:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise typer.BadParameter(f"{text!r}: expected NAME=VALUE, such as weights=PATH.", param_hint="--option")
+        try:
+            read = yaml.safe_load(value)
+        except yaml.YAMLError:
+            read = value
+        options[name] = read if isinstance(read, int | float | bool | None) else value
+    return options
 
 
 def tile_option(text: str) -> int | str | None:

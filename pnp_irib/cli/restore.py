@@ -22,7 +22,7 @@ from pnp_irib.result import Restoration, comparison
 from pnp_irib.runtime import give_memory_back
 from pnp_irib.wrapper import WrappedRestorer, wrap
 
-__all__ = ["Job", "run"]
+__all__ = ["Job", "Model", "run"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,18 @@ class Job:
     as_json: bool
 
 
-def run(job: Job, model: dict[str, str], options: dict[str, Any]) -> int:
+@dataclass(frozen=True)
+class Model:
+    """What to restore with."""
+
+    restorer: str
+    options: dict[str, Any]
+    projector: str
+    device: str
+    dtype: str
+
+
+def run(job: Job, model: Model, options: dict[str, Any]) -> int:
     """Restore every picture of the job; returns the exit code.
 
     Raises:
@@ -47,7 +58,7 @@ def run(job: Job, model: dict[str, str], options: dict[str, Any]) -> int:
     """
     kinds = [kind for kind, wanted in (("compare", job.compare), ("consistency", job.consistency)) if wanted]
     tasks = plan(job.inputs, job.output, job.format, kinds)
-    restorer = wrap(model["restorer"], projector=model["projector"]).to(model["device"], model["dtype"])
+    restorer = wrap(model.restorer, projector=model.projector, **model.options).to(model.device, model.dtype)
     restorer.check_options(**{name: options[name] for name in ("scale", "strength", "seed", "tile")})
     if restorer.projector is not None and options["strength"]:
         restorer.prompter(options["lfo"])(torch.zeros(1, 3, 8, 8))  # loads it: missing weights are told once

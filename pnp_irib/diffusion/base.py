@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -53,13 +55,13 @@ class StableDiffusion:
 
         name, options = _place(place)
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _no_progress_bar():
                 warnings.simplefilter("ignore")  # of settings that other schedulers have
                 alphas = DDPMScheduler.from_pretrained(name, subfolder="scheduler", **options).alphas_cumprod
-            tokenizer = CLIPTokenizer.from_pretrained(name, subfolder="tokenizer", **options)
-            encoder = CLIPTextModel.from_pretrained(name, subfolder="text_encoder", dtype=dtype, **options)
-            vae = AutoencoderKL.from_pretrained(name, subfolder="vae", torch_dtype=dtype, **options)
-            unet = UNet2DConditionModel.from_pretrained(name, subfolder="unet", torch_dtype=dtype, **options)
+                tokenizer = CLIPTokenizer.from_pretrained(name, subfolder="tokenizer", **options)
+                encoder = CLIPTextModel.from_pretrained(name, subfolder="text_encoder", dtype=dtype, **options)
+                vae = AutoencoderKL.from_pretrained(name, subfolder="vae", torch_dtype=dtype, **options)
+                unet = UNet2DConditionModel.from_pretrained(name, subfolder="unet", torch_dtype=dtype, **options)
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise WeightsError(f"the base model {place} cannot be read: {reason}") from error
@@ -95,6 +97,20 @@ class StableDiffusion:
         for part in self.modules:
             part.to(device=device, dtype=dtype)
         return self
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Keep transformers from drawing one over what the command line says."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _place(place: str | Path) -> tuple[str, dict[str, Any]]:
