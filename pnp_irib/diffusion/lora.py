@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,9 @@ def add_adapter(module: nn.Module, name: str, targets: Sequence[str], *, rank: i
         raise WeightsError(f"adapter {name!r} is for layers that the model lacks, such as {unknown[0]!r}. Is it another base?")
     flags = [(p, p.requires_grad) for p in module.parameters()]
     config = peft.LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=sorted(set(targets)))
-    peft.inject_adapter_in_model(config, module, adapter_name=name)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are meant
+        peft.inject_adapter_in_model(config, module, adapter_name=name)
     for parameter, flag in flags:
         parameter.requires_grad_(flag)
 
@@ -89,7 +92,8 @@ def _choose(layer: Any, names: list[str]) -> None:
 def merge(module: nn.Module, names: Iterable[str]) -> None:
     """Fold adapters into the weights and put the plain layers back; other adapters are dropped."""
     wanted = set(names)
-    found = [(name, layer) for name, layer in module.named_modules() if layer in set(_layers(module))]
+    layers = set(_layers(module))
+    found = [(name, layer) for name, layer in module.named_modules() if layer in layers]
     for name, layer in found:
         layer.merge(adapter_names=[n for n in layer.lora_A if n in wanted])
         parent, _, attribute = name.rpartition(".")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +29,16 @@ MODEL = golden_folder("osediff") / "model"
 Outputs = dict[str, Any]
 
 
+@functools.cache
+def loaded_base() -> StableDiffusion:
+    return StableDiffusion.load(MODEL / "sd21base")
+
+
+def fresh_base() -> StableDiffusion:
+    """A copy; reading the files takes longer than most cases."""
+    return copy.deepcopy(loaded_base())
+
+
 def build(case: Case, *, checkpoint: str | None = None, merged: bool | None = None, **options: Any) -> OSEDiff:
     """The restorer of a case: upstream's names of the options, upstream's defaults."""
     given = case.options
@@ -36,7 +48,7 @@ def build(case: Case, *, checkpoint: str | None = None, merged: bool | None = No
         statistics="published",
     )
     return load_osediff(
-        MODEL / "sd21base",
+        fresh_base(),
         MODEL / (checkpoint or given.get("checkpoint", "osediff.pkl")),
         merged=given.get("merge", False) if merged is None else merged,
         compat="upstream",
@@ -61,7 +73,7 @@ def eight_bits(picture: Tensor) -> np.ndarray[Any, Any]:
 
 
 def text(case: Case) -> Outputs:
-    embedder = StableDiffusion.load(MODEL / "sd21base").text
+    embedder = fresh_base().text
     prompts = case.options["prompts"]
     return {"input_ids": embedder.tokens(prompts), "prompt_embeds": embedder(prompts)}
 
@@ -76,7 +88,7 @@ def weights(case: Case) -> Outputs:
 
 
 def scheduler(case: Case) -> Outputs:
-    alphas = StableDiffusion.load(MODEL / "sd21base").alphas
+    alphas = fresh_base().alphas
     alpha = alphas[999]
     denoised = (case.tensors["sample"] - (1 - alpha).sqrt() * case.tensors["model_output"]) / alpha.sqrt()
     # The list of timesteps of the published scheduler is of no use (see its facts): the step is taken at 999.
@@ -264,7 +276,7 @@ class Critic:
     """A second UNet with the LoRA of a checkpoint, its own first convolution kept."""
 
     def __init__(self, case: Case) -> None:
-        base = StableDiffusion.load(MODEL / "sd21base")
+        base = fresh_base()
         checkpoint = Checkpoint.read(MODEL / case.options.get("checkpoint", "osediff.pkl"))
         kept = {name: value.clone() for name, value in base.unet.state_dict().items() if name.startswith("conv_in.")}
         checkpoint.install(base.unet, base.vae)
@@ -290,7 +302,7 @@ def frozen_denoiser(base: StableDiffusion) -> Callable[[Tensor, Tensor, Tensor],
 
 def vsd(case: Case) -> Outputs:
     options = case.options
-    base, critic = StableDiffusion.load(MODEL / "sd21base"), Critic(case)
+    base, critic = fresh_base(), Critic(case)
     embedding, negative = base.text(options["prompts"]), base.text(options["neg_prompts"])
     latents = case.tensors["latents"].requires_grad_()
     times, noise, other_noise, other_times = case.noise
@@ -317,7 +329,7 @@ def vsd(case: Case) -> Outputs:
 
 def train_step(case: Case) -> Outputs:
     options = case.options
-    restorer, base, critic = build(case), StableDiffusion.load(MODEL / "sd21base"), Critic(case)
+    restorer, base, critic = build(case), fresh_base(), Critic(case)
     watched = {name: named(restorer)[name].requires_grad_() for name in options["lora_grads"]}
     source, target = signed(case.tensors["src_u8"]), signed(case.tensors["tgt_u8"])
     embedding, negative = base.text(options["prompts"]), base.text(options["neg_prompts"])
