@@ -41,6 +41,7 @@ class Used:
     lfo: int
     seed: int
     tile: int | None
+    color: str | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +129,7 @@ class Restoration:
             row("projector", u.projector + (f", strength {u.strength:g}" if u.strength != 1 else "")),
             row("prompt", textwrap.shorten(self.prompt.text, 200) if self.prompt is not None and self.prompt.text else "none"),
         ]
+        lines += [row("colours", u.color)] if u.color else []
         for r in self.trace[1:]:
             lines.append(f"  look forward {r.index}: change {255 * (r.change or 0):.2f}/255")
         lines.append(row("time", ", ".join(f"{name} {s:.2f} s" for name, s in self.seconds.items())))

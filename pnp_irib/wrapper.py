@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from pnp_irib.any_size import auto_tile, check_size, finish, restore_any_size
 from pnp_irib.errors import BrokenPluginError, ConfigError, InputError, WrapError
 from pnp_irib.foreign import ForeignRestorer
 from pnp_irib.hub import choose_projector
+from pnp_irib.images.color import ColorMatch, match_color
 from pnp_irib.images.resize import resize
 from pnp_irib.images.sources import read_source, single_source
 from pnp_irib.images.tensors import check_picture, output_size
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WrappedRestorer", "wrap"]
 
+ColorReference: TypeAlias = Literal["elq", "lq"]
 MAX_OUTPUT_PIXELS = 72_000_000  # 8192 x 8192 and a little
 
 
@@ -202,6 +204,8 @@ class WrappedRestorer:
         lfo: int | LookForwardOnce | None = None,
         strength: float = 1.0,
         tile: int | str | None = "auto",
+        color: ColorMatch | None = None,
+        color_reference: ColorReference = "elq",
         max_pixels: int | None = None,
         max_output_pixels: int | None = None,
     ) -> Any:
@@ -215,6 +219,9 @@ class WrappedRestorer:
             lfo: rounds of Look Forward Once; None: as wrapped.
             strength: 0 is the restorer alone, bit for bit where nothing is tiled; 1 the full projection.
             tile: side of the tiles in input pixels; "auto": tiles where more than 512 MiB would be needed; None: never.
+            color: how the result takes over the colours of a reference, "adain" (mean and spread of each channel) or "wavelet"
+                (low frequencies); None: only as the restorer does by itself, if at all.
+            color_reference: "elq" is the input, "lq" the projector's estimate.
             max_pixels: largest input; None: the default cap of `read_picture`.
             max_output_pixels: largest output; None: 72 megapixels.
 
@@ -230,7 +237,7 @@ class WrappedRestorer:
         # Inference mode would turn what a model keeps between calls into tensors that no later training can use.
         with torch.no_grad():
             restorations = Restorations(
-                self._one(source, p, scale, seed, lfo, strength, tile, max_pixels, max_output_pixels)
+                self._one(source, p, scale, seed, lfo, strength, tile, (color, color_reference), max_pixels, max_output_pixels)
                 for source, p in zip(sources, _one_each(prompt, len(sources)), strict=True)
             )
         return restorations[0] if single else restorations
@@ -244,10 +251,11 @@ class WrappedRestorer:
         lfo: int | LookForwardOnce | None,
         strength: float,
         tile: int | str | None,
+        color: tuple[ColorMatch | None, ColorReference],
         max_pixels: int | None,
         max_output_pixels: int | None,
     ) -> Restoration:
-        self.check_options(scale=scale, strength=strength, seed=seed, tile=tile)
+        self.check_options(scale=scale, strength=strength, seed=seed, tile=tile, color=color[0], color_reference=color[1])
         scale, strength = None if scale is None else float(scale), float(strength)
         watch = Stopwatch()
         with watch.stage("read"):
@@ -271,6 +279,9 @@ class WrappedRestorer:
             given = estimate.clone()  # a restorer may work in place
             restored = restore_any_size(self.restorer, given, scale=scale, prompts=prompts, noise=noise, tile=side)
             restored = finish(restored, self.restorer.spec.name, ours=side is not None)
+            if color[0] is not None:
+                reference = resize((elq if color[1] == "elq" else estimate).cpu(), (restored.shape[-2], restored.shape[-1]))
+                restored = match_color(restored, reference.clamp(0, 1), color[0]).clamp(0, 1)
         if self.restorer.spec.scale is None and scale is None:
             factor = restored.shape[-1] / width  # whatever the restorer chose
         else:
@@ -288,6 +299,7 @@ class WrappedRestorer:
             lfo=int(rounds.rounds) if trace else 0,
             seed=int(seed),
             tile=side,
+            color=f"{color[0]} to {color[1]}" if color[0] else None,
         )
         return Restoration(picture, estimate.cpu(), restored, alpha, prompts[0], trace, watch.seconds, used)
 
@@ -316,7 +328,16 @@ class WrappedRestorer:
             self._tags = load_extractor("imagenet-tags")
         return self._tags if rounds else load_extractor("none")
 
-    def check_options(self, *, scale: float | None, strength: float, seed: int, tile: int | str | None) -> None:
+    def check_options(
+        self,
+        *,
+        scale: float | None,
+        strength: float,
+        seed: int,
+        tile: int | str | None,
+        color: str | None = None,
+        color_reference: str = "elq",
+    ) -> None:
         """Check what can be checked before there is a picture; the options are those of a call.
 
         Raises:
@@ -329,6 +350,12 @@ class WrappedRestorer:
             raise InputError(f"strength={strength!r} is outside [0, 1]; 0 is the restorer alone, 1 the full projection.")
         if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
             raise InputError(f"seed={seed!r}: expected a whole number from 0 to 2**63 - 1.")
+        if color not in (None, *get_args(ColorMatch)):
+            raise InputError(f"color={color!r}: expected None or one of {', '.join(get_args(ColorMatch))}.")
+        if color_reference not in get_args(ColorReference):
+            raise InputError(
+                f"color_reference={color_reference!r}: expected elq (the input) or lq (the projector's estimate)."
+            )
         if tile is None or tile == "auto":
             return
         if not isinstance(tile, Integral) or isinstance(tile, bool) or tile < 16:

@@ -141,6 +141,10 @@ def restore(
     scale: Annotated[float | None, typer.Option(help="Enlargement; default: the restorer's own.")] = None,
     strength: Annotated[float, typer.Option(help="0: the restorer alone; 1: the full projection.")] = 1.0,
     tile: Annotated[str, typer.Option(help="auto, none, or the side of the tiles in pixels.")] = "auto",
+    color: Annotated[
+        str | None, typer.Option(help="Take colours over from a reference: adain, wavelet; default: as the restorer does.")
+    ] = None,
+    color_reference: Annotated[str, typer.Option(help="elq (the input) or lq (what the projector makes of it).")] = "elq",
     device: Device = "auto",
     dtype: Dtype = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
@@ -165,6 +169,8 @@ def restore(
         "lfo": lfo,
         "seed": seed,
         "tile": tile_option(tile),
+        "color": color,
+        "color_reference": color_reference,
         "max_pixels": megapixels(max_pixels, "--max-pixels"),
         "max_output_pixels": megapixels(max_output_pixels, "--max-output-pixels"),
     }

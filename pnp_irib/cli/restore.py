@@ -59,7 +59,9 @@ def run(job: Job, model: Model, options: dict[str, Any]) -> int:
     kinds = [kind for kind, wanted in (("compare", job.compare), ("consistency", job.consistency)) if wanted]
     tasks = plan(job.inputs, job.output, job.format, kinds)
     restorer = wrap(model.restorer, projector=model.projector, **model.options).to(model.device, model.dtype)
-    restorer.check_options(**{name: options[name] for name in ("scale", "strength", "seed", "tile")})
+    restorer.check_options(
+        **{name: options[name] for name in ("scale", "strength", "seed", "tile", "color", "color_reference")}
+    )
     if restorer.projector is not None and options["strength"]:
         restorer.prompter(options["lfo"])(torch.zeros(1, 3, 8, 8))  # loads it: missing weights are told once
     if not job.as_json:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pnp_irib import load_restorer
+from pnp_irib_realesrgan.restorer import load_realesr_animevideov3
 from tests.cli.run import Crop, files, pnp
 from tests.golden import golden_folder, missing
 
@@ -16,7 +16,7 @@ from tests.golden import golden_folder, missing
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
     """An animevideov3 as its authors publish it."""
-    network = load_restorer("realesr-animevideov3").network
+    network = load_realesr_animevideov3().network
     torch.save({"params": network.state_dict()}, tmp_path / "published.pth")
     return tmp_path / "published.pth"
 

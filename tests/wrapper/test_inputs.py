@@ -122,6 +122,8 @@ def test_missing_file() -> None:
         ({"strength": "1"}, "0 is the restorer alone"),
         ({"seed": -1}, "whole number"),
         ({"seed": 1.5}, "whole number"),
+        ({"color": "sepia"}, "adain, wavelet, none"),
+        ({"color": "adain", "color_reference": "hq"}, "the projector's estimate"),
         ({"tile": 8}, "at least 16 pixels"),
         ({"tile": "big"}, "expected 'auto', None"),
         ({"tile": True}, "expected 'auto', None"),
