@@ -89,8 +89,11 @@ class Checkpoint:
         required = [name for name, _ in unet.named_parameters() if ".lora_" in name or name.startswith("conv_in.")]
         load_tensors(unet, self.unet, required=required)
         load_tensors(vae, self.vae, required=[name for name, _ in vae.named_parameters() if ".lora_" in name])
-        for module in (unet, vae):
-            module.requires_grad_(False)
+        names = (*UNET_ADAPTERS, VAE_ADAPTER)
+        for module in (unet, vae):  # frozen, as the base is; adapters of others are not ours
+            for name, parameter in module.named_parameters():
+                if any(f".{adapter}." in name for adapter in names):
+                    parameter.requires_grad_(False)
 
 
 def convert(spec: RestorerSpec, source: Path, target: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pnp_irib.diffusion.base import StableDiffusion
 from pnp_irib.diffusion.latents import LatentTiles, plan_latent_tiles
-from pnp_irib.diffusion.lora import active, merge
+from pnp_irib.diffusion.lora import merge
 from pnp_irib.diffusion.one_step import OneStepResult, one_step
 from pnp_irib.diffusion.vae import VaeTiling
 from pnp_irib.errors import ConfigError, InputError, WeightsError, did_you_mean
@@ -96,6 +96,7 @@ class OSEDiff:
         if merged:
             merge(base.unet, UNET_ADAPTERS)
             merge(base.vae, [VAE_ADAPTER])
+            base.fingerprint = None
         self.to(device, dtype)
 
     def to(self, device: Any = None, dtype: Any = None) -> Self:
@@ -177,7 +178,7 @@ class OSEDiff:
         if self.merged:
             yield
             return
-        with active(self.base.unet, UNET_ADAPTERS), active(self.base.vae, [VAE_ADAPTER]):
+        with self.base.acting(UNET_ADAPTERS, [VAE_ADAPTER]):
             yield
 
     def _plan(self, height: int, width: int) -> LatentTiles | None:

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import hashlib
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
+from pnp_irib.diffusion.lora import active
 from pnp_irib.diffusion.text import TextEmbedder
 from pnp_irib.errors import WeightsError
-from pnp_irib.runtime import require
+from pnp_irib.runtime import BORROWING, require
 
-__all__ = ["StableDiffusion"]
+__all__ = ["StableDiffusion", "fingerprint_of"]
 
+_SAMPLED = 256  # values of a weight that go into the fingerprint
 PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
+
+
+class Acting(NamedTuple):
+    """Which adapters act, see `StableDiffusion.acting`."""
+
+    unet: tuple[str, ...]
+    vae: tuple[str, ...]
+    conv_in: nn.Module | None
 
 
 @dataclass
@@ -30,12 +42,18 @@ class StableDiffusion:
         vae: an ``AutoencoderKL`` of diffusers.
         unet: a ``UNet2DConditionModel``.
         alphas: products of 1 - beta by timestep, (T,) float32.
+        fingerprint: of the weights of VAE and UNet as they were loaded, see `fingerprint_of`; None: they were changed since,
+            so that adapters made for them do not fit.
+        conv_in: the UNet's first convolution as it was loaded; some adapters replace it.
     """
 
     text: TextEmbedder
     vae: Any
     unet: Any
     alphas: Tensor
+    fingerprint: str | None
+    conv_in: nn.Module
+    _acting: Acting | None = field(default=None, repr=False)
 
     @classmethod
     def load(cls, place: str | Path, *, dtype: torch.dtype = torch.float32) -> Self:
@@ -67,12 +85,65 @@ class StableDiffusion:
             raise WeightsError(f"the base model {place} cannot be read: {reason}") from error
         for part in (encoder, vae, unet):
             part.eval().requires_grad_(False)
-        return cls(TextEmbedder(tokenizer, encoder), vae, unet, alphas.float())
+        kept = copy.deepcopy(unet.conv_in)
+        return cls(TextEmbedder(tokenizer, encoder), vae, unet, alphas.float(), fingerprint_of(vae, unet), kept)
 
     @property
-    def modules(self) -> tuple[nn.Module, nn.Module, nn.Module]:
-        """Text encoder, VAE and UNet."""
-        return self.text.encoder, self.vae, self.unet
+    def modules(self) -> tuple[nn.Module, ...]:
+        """Text encoder, VAE, UNet, and the first convolution that is kept."""
+        return self.text.encoder, self.vae, self.unet, self.conv_in
+
+    @contextlib.contextmanager
+    def acting(self, unet: Iterable[str] = (), vae: Iterable[str] = (), *, conv_in: nn.Module | None = None) -> Iterator[None]:
+        """Let exactly these adapters act inside, none by default; one thread at a time.
+
+        Args:
+            unet: names of adapters on the UNet.
+            vae: on the VAE.
+            conv_in: takes the place of the UNet's first convolution; None: whatever is there.
+        """
+        wanted = Acting(tuple(unet), tuple(vae), conv_in)
+        with BORROWING, active(self.unet, wanted.unet), active(self.vae, wanted.vae):
+            before, first = self._acting, self.unet.conv_in
+            try:
+                self._acting = wanted
+                if conv_in is not None:
+                    self.unet.conv_in = conv_in
+                yield
+            finally:
+                self._acting, self.unet.conv_in = before, first
+
+    def as_loaded(self) -> contextlib.AbstractContextManager[None]:
+        """Without adapters, and with the first convolution that it was loaded with."""
+        return self.acting(conv_in=self.conv_in)
+
+    @contextlib.contextmanager
+    def checkpointing(self) -> Iterator[None]:
+        """Keep only the inputs of blocks for the backward pass inside, and compute the rest again (Chen, arXiv 1604.06174).
+
+        What is computed again runs with the adapters that acted in the forward pass, whichever act by then.
+        """
+        from torch.utils.checkpoint import checkpoint
+
+        def again(module: nn.Module, *given: Any) -> Any:
+            acting = self._acting
+            return checkpoint(
+                module,
+                *given,
+                use_reentrant=False,
+                context_fn=lambda: (
+                    contextlib.nullcontext(),
+                    contextlib.nullcontext() if acting is None else self.acting(*acting[:2], conv_in=acting.conv_in),
+                ),
+            )
+
+        try:
+            for part in (self.unet, self.vae):
+                part.enable_gradient_checkpointing(again)
+            yield
+        finally:
+            for part in (self.unet, self.vae):
+                part.disable_gradient_checkpointing()
 
     @property
     def device(self) -> torch.device:
@@ -97,6 +168,22 @@ class StableDiffusion:
         for part in self.modules:
             part.to(device=device, dtype=dtype)
         return self
+
+
+def fingerprint_of(*modules: nn.Module) -> str:
+    """Hash over names, shapes and up to 256 evenly spaced values of every weight, as bfloat16.
+
+    It tells models apart and is the same whether they were loaded in float32 or bfloat16, at a thousandth of the cost of a
+    hash over everything.
+    """
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, value in module.state_dict().items():
+            flat = value.detach().flatten()
+            chosen = flat[torch.linspace(0, len(flat) - 1, min(len(flat), _SAMPLED)).long()]
+            digest.update(f"{name} {tuple(value.shape)}".encode())
+            digest.update(chosen.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

@@ -17,7 +17,9 @@ __all__ = ["active", "adapter_names", "add_adapter", "load_tensors", "merge"]
 
 
 def add_adapter(module: nn.Module, name: str, targets: Sequence[str], *, rank: int, alpha: int) -> None:
-    """Put a LoRA adapter of scale ``alpha / rank`` on the named layers, A from a Gaussian and B zero; it becomes active.
+    """Put a LoRA adapter of scale ``alpha / rank`` on the named layers, A from a Gaussian and B zero.
+
+    It waits: `active` lets it act. What acted before still does.
 
     Raises:
         WeightsError: there is no such layer.
@@ -30,12 +32,17 @@ def add_adapter(module: nn.Module, name: str, targets: Sequence[str], *, rank: i
     if unknown := sorted(set(targets) - base):
         raise WeightsError(f"adapter {name!r} is for layers that the model lacks, such as {unknown[0]!r}. Is it another base?")
     flags = [(p, p.requires_grad) for p in module.parameters()]
+    before = [(layer, layer.active_adapters, layer.disable_adapters) for layer in _layers(module)]
     config = peft.LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=sorted(set(targets)))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are meant
         peft.inject_adapter_in_model(config, module, adapter_name=name)
     for parameter, flag in flags:
         parameter.requires_grad_(flag)
+    for layer in _layers(module):
+        _choose(layer, [])
+    for layer, names, disabled in before:
+        layer._active_adapter, layer._disable_adapters = names, disabled
 
 
 def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], *, required: Iterable[str]) -> None:
@@ -73,7 +80,7 @@ def adapter_names(module: nn.Module) -> set[str]:
 def active(module: nn.Module, names: Iterable[str]) -> Iterator[None]:
     """Let exactly these adapters act inside; before and after, those that did. No flag of a parameter changes."""
     wanted = set(names)
-    layers = list(_layers(module))
+    layers = list(_layers(module)) if hasattr(module, "peft_config") else []  # peft loads slowly
     before = [(layer, layer.active_adapters, layer.disable_adapters) for layer in layers]
     try:
         for layer in layers:
