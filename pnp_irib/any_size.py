@@ -20,8 +20,9 @@ from pnp_irib.noise import SeededNoise
 from pnp_irib.prompts import Prompt
 from pnp_irib.restorer import NoiseSource, Restorer, TilingRestorer
 from pnp_irib.runtime import frozen
+from pnp_irib.spec import RestorerSpec
 
-__all__ = ["auto_tile", "check_size", "finish", "restore_any_size"]
+__all__ = ["auto_tile", "check_size", "finish", "fit_grid", "restore_any_size"]
 
 HALF_ABOVE = 32_000_000  # outputs with more pixels are kept in float16: its steps are far below 1/255
 RANGE_SLACK, RANGE_SHARE = 0.1, 0.2  # a fifth of the values this far outside [0, 1]: another range, not an overshoot
@@ -36,6 +37,26 @@ def auto_tile(restorer: Restorer, height: int, width: int) -> int | None:
         return None
     halo = 0 if own else spec.tile_halo
     return tile_for_budget(height, width, bytes_per_pixel=spec.bytes_per_pixel, budget=TILE_BUDGET, halo=halo)
+
+
+def fit_grid(estimate: Tensor, elq: Tensor, spec: RestorerSpec, scale: float | None) -> tuple[Tensor, float | None]:
+    """A projector's estimate on the grid that the restorer takes, and the scale to restore it at.
+
+    Restorers of one scale get it on the grid of the input. Those of any scale get an enlarged estimate in the size of the
+    result, where enlarging again would only blur it.
+
+    Args:
+        estimate: (N, 3, e * H, e * W), e being the projector's enlargement.
+        elq: (N, 3, H, W), its input.
+        spec: of the restorer.
+        scale: of the result over ``elq``; None: the restorer's own, for one of any scale the projector's enlargement.
+    """
+    if estimate.shape[-2:] == elq.shape[-2:]:
+        return estimate, scale
+    if spec.scale is not None:
+        return resize(estimate, (elq.shape[-2], elq.shape[-1])).clamp(0, 1), scale
+    size = (estimate.shape[-2], estimate.shape[-1]) if scale is None else output_size(elq.shape[-2], elq.shape[-1], scale)
+    return resize(estimate, size).clamp(0, 1), 1.0
 
 
 def restore_any_size(

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from pnp_irib.errors import ConfigError, WeightsError, did_you_mean
 from pnp_irib.projectors.base import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, Projector
@@ -55,8 +56,12 @@ def bundled_projectors() -> dict[str, Path]:
     return {p.name: p for p in sorted(root.iterdir()) if (p / CONFIG_NAME).is_file()} if root.is_dir() else {}
 
 
-def load_projector(name: str) -> Projector:
+def load_projector(name: str, *, base: Any = None) -> Projector:
     """Load a projector by name.
+
+    Args:
+        name: of a bundled one, ``hf-hub:owner/repo[@revision]`` or ``local-dir:path``.
+        base: a model that a restorer lends, see `Projector.build`.
 
     Raises:
         ConfigError: no projector has this name.
@@ -64,9 +69,9 @@ def load_projector(name: str) -> Projector:
     """
     parsed = parse_name(name)
     if parsed.kind == "local-dir":
-        return Projector.from_pretrained(Path(parsed.target).expanduser())
+        return Projector.from_pretrained(Path(parsed.target).expanduser(), base=base)
     if parsed.kind == "hf-hub":
-        return Projector.from_pretrained(_fetch(parsed))
+        return Projector.from_pretrained(_fetch(parsed), base=base)
     bundled = bundled_projectors()
     if parsed.target not in bundled:
         hint = did_you_mean(parsed.target, bundled)
@@ -74,8 +79,10 @@ def load_projector(name: str) -> Projector:
     return Projector.from_pretrained(bundled[parsed.target])
 
 
-def choose_projector(projector: str | Path | Projector | None, spec: RestorerSpec) -> tuple[Projector | None, str]:
-    """The projector that `wrap` puts in front of a restorer, and why; see there.
+def choose_projector(
+    projector: str | Path | Projector | None, spec: RestorerSpec, *, base: Any = None
+) -> tuple[Projector | None, str]:
+    """The projector that `wrap` puts in front of a restorer, and why; see there. ``base``: a model that the restorer lends.
 
     Raises:
         ConfigError: it is no projector and no name of one.
@@ -86,13 +93,13 @@ def choose_projector(projector: str | Path | Projector | None, spec: RestorerSpe
     if isinstance(projector, Projector):
         return projector, "given"
     if isinstance(projector, Path):
-        return Projector.from_pretrained(projector.expanduser()), "as asked"
+        return Projector.from_pretrained(projector.expanduser(), base=base), "as asked"
     if not isinstance(projector, str):
         raise ConfigError(f"projector={projector!r:.60}: expected 'auto', None, a name or a Projector.")
     if projector != "auto":
-        return load_projector(projector), "as asked"
+        return load_projector(projector, base=base), "as asked"
     if spec.projector is not None:
-        return load_projector(spec.projector), f"made for {spec.name}"
+        return load_projector(spec.projector, base=base), f"made for {spec.name}"
     if spec.lq_profile is None:
         return None, f"{spec.name} states no LQ profile; state wrap(..., lq_profile='standard'), or name a projector"
     for name in bundled_projectors():

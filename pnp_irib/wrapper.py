@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from pnp_irib.any_size import auto_tile, check_size, finish, restore_any_size
+from pnp_irib.any_size import auto_tile, check_size, finish, fit_grid, restore_any_size
 from pnp_irib.errors import BrokenPluginError, ConfigError, InputError, WrapError
 from pnp_irib.foreign import ForeignRestorer
 from pnp_irib.hub import choose_projector
@@ -96,7 +96,7 @@ def wrap(
     if projector == "auto" and isinstance(loaded, WrappedRestorer):
         chosen, why = None, "it is wrapped already"
     else:
-        chosen, why = choose_projector(projector, loaded.spec)
+        chosen, why = choose_projector(projector, loaded.spec, base=getattr(loaded, "base", None))
     return WrappedRestorer(loaded, chosen, why=why, lfo=lfo, extractor=extractor)
 
 
@@ -164,7 +164,7 @@ class WrappedRestorer:
         return self
 
     def project(self, elq: Tensor, *, prompts: Sequence[Prompt | None] | None = None, strength: float = 1.0) -> Tensor:
-        """The LQ pictures that the restorer would be given, clamped to [0, 1]; ``elq`` itself without projector or strength.
+        """The projection, clamped to [0, 1], on the projector's grid; ``elq`` itself without projector or strength.
 
         Args:
             elq: (N, 3, H, W) in [0, 1].
@@ -192,7 +192,8 @@ class WrappedRestorer:
         scale = None if scale is None else float(scale)
         check_picture(lq, name="lq")
         estimate, final_prompts, _ = self._look(lq, prompts, self.look_forward, strength=1.0)
-        return restore_any_size(self.restorer, estimate, scale=scale, prompts=final_prompts, noise=noise)
+        given, own_scale = fit_grid(estimate, lq, self.restorer.spec, scale)
+        return restore_any_size(self.restorer, given, scale=own_scale, prompts=final_prompts, noise=noise)
 
     def __call__(
         self,
@@ -276,8 +277,9 @@ class WrappedRestorer:
             give_memory_back()
         with watch.stage("restore"):
             noise = SeededNoise([int(seed)])
+            estimate, own_scale = fit_grid(estimate, elq, self.restorer.spec, scale)
             given = estimate.clone()  # a restorer may work in place
-            restored = restore_any_size(self.restorer, given, scale=scale, prompts=prompts, noise=noise, tile=side)
+            restored = restore_any_size(self.restorer, given, scale=own_scale, prompts=prompts, noise=noise, tile=side)
             restored = finish(restored, self.restorer.spec.name, ours=side is not None)
             if color[0] is not None:
                 reference = resize((elq if color[1] == "elq" else estimate).cpu(), (restored.shape[-2], restored.shape[-1]))

@@ -86,14 +86,13 @@ class Checkpoint:
         for name, key in UNET_ADAPTERS.items():
             add_adapter(unet, name, self.modules[key], rank=self.rank_unet, alpha=ALPHA)
         add_adapter(vae, VAE_ADAPTER, self.modules["vae_lora_encoder_modules"], rank=self.rank_vae, alpha=ALPHA)
-        required = [name for name, _ in unet.named_parameters() if ".lora_" in name or name.startswith("conv_in.")]
-        load_tensors(unet, self.unet, required=required)
-        load_tensors(vae, self.vae, required=[name for name, _ in vae.named_parameters() if ".lora_" in name])
-        names = (*UNET_ADAPTERS, VAE_ADAPTER)
-        for module in (unet, vae):  # frozen, as the base is; adapters of others are not ours
-            for name, parameter in module.named_parameters():
-                if any(f".{adapter}." in name for adapter in names):
-                    parameter.requires_grad_(False)
+        own = tuple(f".{name}." for name in (*UNET_ADAPTERS, VAE_ADAPTER))
+        for module, tensors in ((unet, self.unet), (vae, self.vae)):
+            lora = [name for name, _ in module.named_parameters() if any(adapter in name for adapter in own)]
+            replaced = ["conv_in.base_layer.weight", "conv_in.base_layer.bias"] if module is unet else []
+            load_tensors(module, tensors, required=[*lora, *replaced])
+            for name in lora:  # frozen, as the base is; adapters of others are not ours
+                module.get_parameter(name).requires_grad_(False)
 
 
 def convert(spec: RestorerSpec, source: Path, target: Path) -> None:

@@ -166,7 +166,7 @@ class StableDiffusion:
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move all parts in place."""
         for part in self.modules:
-            part.to(device=device, dtype=dtype)
+            nn.Module.to(part, device=device, dtype=dtype)  # that of diffusers warns of modules that are none
         return self
 
 

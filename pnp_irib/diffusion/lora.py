@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pnp_irib.errors import WeightsError
 from pnp_irib.runtime import require
 
-__all__ = ["active", "adapter_names", "add_adapter", "load_tensors", "merge"]
+__all__ = ["active", "adapter_names", "adapter_tensors", "add_adapter", "load_tensors", "merge"]
 
 
 def add_adapter(module: nn.Module, name: str, targets: Sequence[str], *, rank: int, alpha: int) -> None:
@@ -74,6 +74,16 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], *, required: 
 def adapter_names(module: nn.Module) -> set[str]:
     """Names of all adapters in a module."""
     return {name for layer in _layers(module) for name in layer.lora_A}
+
+
+def adapter_tensors(module: nn.Module, name: str) -> dict[str, nn.Parameter]:
+    """Parameters of one adapter, by names without the adapter's, such as ``<layer>.lora_A.weight``."""
+    found: dict[str, nn.Parameter] = {}
+    for key, parameter in module.named_parameters():
+        for side in ("lora_A", "lora_B"):
+            if key.endswith(f".{side}.{name}.weight"):
+                found[key.removesuffix(f"{name}.weight") + "weight"] = parameter
+    return found
 
 
 @contextlib.contextmanager

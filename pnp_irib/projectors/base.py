@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from pnp_irib.errors import ConfigError, InputError, WeightsError, explain_validation
+from pnp_irib.images.resize import resize
 from pnp_irib.profile import DegradationProfile
 from pnp_irib.prompts import Prompt
 from pnp_irib.weights import load_strictly, write_atomically
@@ -85,6 +86,21 @@ class Projector(nn.Module, ABC):
         super().__init__()
         self.provenance = Provenance()
 
+    @classmethod
+    def build(cls, architecture: Architecture, base: Any = None) -> Self:
+        """A new projector.
+
+        Args:
+            architecture: its sizes.
+            base: a model that a restorer lends; kinds that need one may share it instead of loading their own.
+        """
+        return cls(architecture)  # type: ignore[call-arg]
+
+    @property
+    def enlargement(self) -> int:
+        """Size of its pictures over that of the input; 1: it works on the LQ grid."""
+        return 1
+
     @abstractmethod
     def forward(self, elq: Tensor, prompts: Sequence[Prompt | None] | None = None) -> Tensor:
         """The projection itself; see `project`."""
@@ -98,7 +114,7 @@ class Projector(nn.Module, ABC):
             strength: blend between the input (0) and the projection (1).
 
         Returns:
-            (N, 3, H, W), about [0, 1], not clamped. At strength 0 it is ``elq`` itself.
+            (N, 3, e * H, e * W) with ``e = enlargement``, about [0, 1], not clamped. At strength 0 it is ``elq``, enlarged.
 
         Raises:
             InputError: ``strength`` is outside [0, 1], or the prompts do not match the pictures.
@@ -107,11 +123,12 @@ class Projector(nn.Module, ABC):
             raise InputError(f"strength={strength} is outside [0, 1]; 0 is the restorer alone, 1 the full projection.")
         if prompts is not None and len(prompts) != elq.shape[0]:
             raise InputError(f"{len(prompts)} prompts for {elq.shape[0]} pictures; give one each, None for no prompt.")
+        unchanged = resize(elq, (elq.shape[-2] * self.enlargement, elq.shape[-1] * self.enlargement))
         if strength == 0:
-            return elq
+            return unchanged
         texts = None if prompts is None else [Prompt.parse(prompt) for prompt in prompts]
         projected: Tensor = self(elq.to(next(self.parameters()).dtype), texts).to(elq.dtype)
-        return projected if strength == 1 else torch.lerp(elq, projected, strength)
+        return projected if strength == 1 else torch.lerp(unchanged, projected, strength)
 
     @property
     def parameter_count(self) -> int:
@@ -163,8 +180,12 @@ class Projector(nn.Module, ABC):
         return folder
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
+    def from_pretrained(cls, folder: str | Path, *, base: Any = None) -> Self:
         """Load a projector folder, strictly.
+
+        Args:
+            folder: that `save_pretrained` wrote.
+            base: see `build`.
 
         Raises:
             WeightsError: a file is missing, truncated, of another hash, dtype or format, or does not fit.
@@ -181,7 +202,7 @@ class Projector(nn.Module, ABC):
         except ValidationError as error:
             raise WeightsError(f"{folder / CONFIG_NAME} is not valid: {explain_validation(error)}") from error
         with torch.random.fork_rng(devices=[]):  # initial values are drawn, though they are replaced at once
-            projector: Self = chosen(architecture)  # type: ignore[call-arg]
+            projector = chosen.build(architecture, base)
         _load_weights(projector, folder, config["weights"])
         projector.provenance = provenance
         return projector.eval()
@@ -208,7 +229,7 @@ class Projector(nn.Module, ABC):
 
 
 def _class_of_kind(kind: object, folder: Path) -> type[Projector]:
-    from pnp_irib.projectors import pixel  # noqa: F401 - defines the subclass that is always there
+    from pnp_irib.projectors import latent, pixel  # noqa: F401 - define the subclasses that are always there
 
     known = {cls.config_class.model_fields["kind"].default: cls for cls in _subclasses(Projector)}  # type: ignore[type-abstract]
     if not isinstance(kind, str) or kind not in known:
