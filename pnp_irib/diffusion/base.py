@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import itertools
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from pnp_irib.diffusion.lora import active
+from pnp_irib.diffusion.lora import active, adapter_names
 from pnp_irib.diffusion.text import TextEmbedder
 from pnp_irib.errors import WeightsError
 from pnp_irib.runtime import BORROWING, require
@@ -44,6 +45,7 @@ class StableDiffusion:
         alphas: products of 1 - beta by timestep, (T,) float32.
         fingerprint: of the weights of VAE and UNet as they were loaded, see `fingerprint_of`; None: they were changed since,
             so that adapters made for them do not fit.
+        place: where it was loaded from.
         conv_in: the UNet's first convolution as it was loaded; some adapters replace it.
     """
 
@@ -52,6 +54,7 @@ class StableDiffusion:
     unet: Any
     alphas: Tensor
     fingerprint: str | None
+    place: str
     conv_in: nn.Module
     _acting: Acting | None = field(default=None, repr=False)
 
@@ -86,7 +89,7 @@ class StableDiffusion:
         for part in (encoder, vae, unet):
             part.eval().requires_grad_(False)
         kept = copy.deepcopy(unet.conv_in)
-        return cls(TextEmbedder(tokenizer, encoder), vae, unet, alphas.float(), fingerprint_of(vae, unet), kept)
+        return cls(TextEmbedder(tokenizer, encoder), vae, unet, alphas.float(), fingerprint_of(vae, unet), str(place), kept)
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -112,6 +115,11 @@ class StableDiffusion:
                 yield
             finally:
                 self._acting, self.unet.conv_in = before, first
+
+    def free_name(self, stem: str) -> str:
+        """A name that no adapter has yet."""
+        taken = adapter_names(self.unet) | adapter_names(self.vae)
+        return next(name for n in itertools.count() if (name := f"{stem}_{n}") not in taken)
 
     def as_loaded(self) -> contextlib.AbstractContextManager[None]:
         """Without adapters, and with the first convolution that it was loaded with."""

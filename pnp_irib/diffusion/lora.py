@@ -13,7 +13,23 @@ from torch import Tensor, nn
 from pnp_irib.errors import WeightsError
 from pnp_irib.runtime import require
 
-__all__ = ["active", "adapter_names", "adapter_tensors", "add_adapter", "load_tensors", "merge"]
+__all__ = [
+    "UNET_LAYERS",
+    "active",
+    "adapter_module",
+    "adapter_names",
+    "adapter_tensors",
+    "add_adapter",
+    "layers_named",
+    "load_tensors",
+    "merge",
+]
+
+UNET_LAYERS = (
+    *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
+    *("conv1", "conv2", "conv_shortcut", "conv", "conv_out"),
+)
+"""Endings of the names of all layers of a UNet of Stable Diffusion but the first and those of the time step."""
 
 
 def add_adapter(module: nn.Module, name: str, targets: Sequence[str], *, rank: int, alpha: int) -> None:
@@ -84,6 +100,30 @@ def adapter_tensors(module: nn.Module, name: str) -> dict[str, nn.Parameter]:
             if key.endswith(f".{side}.{name}.weight"):
                 found[key.removesuffix(f"{name}.weight") + "weight"] = parameter
     return found
+
+
+def adapter_module(module: nn.Module, name: str) -> nn.Module:
+    """A module whose parameters are those of one adapter, shared, under the names of `adapter_tensors`."""
+    root = nn.Module()
+    for key, parameter in adapter_tensors(module, name).items():
+        *path, last = key.split(".")
+        owner = root
+        for step in path:
+            if step not in owner._modules:
+                owner.add_module(step, nn.Module())
+            owner = owner.get_submodule(step)
+        owner.register_parameter(last, parameter)
+    return root
+
+
+def layers_named(module: nn.Module, endings: Sequence[str]) -> list[str]:
+    """Names of the linear layers and convolutions that end so, adapters aside."""
+    names = {
+        name.removesuffix(".base_layer")
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d) and ".lora_" not in name
+    }
+    return sorted(name for name in names if any(name == ending or name.endswith(f".{ending}") for ending in endings))
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -9,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from pnp_irib.classifiers import FeatureNet, feature_distance
+from pnp_irib.irib.prior import LatentPrior
 from pnp_irib.irib.terms import gate_supervision, hq_fidelity, hq_structure, lq_reconstruction
+from pnp_irib.prompts import Prompt
 
 __all__ = ["Objective", "ObjectiveConfig", "Terms"]
 
@@ -29,6 +32,7 @@ class ObjectiveConfig(BaseModel):
     hq: float = Field(default=0.0, ge=0, description="weight of the pixel distance behind the restorer")
     hq_structure: float = Field(default=0.0, ge=0, description="weight of the structural dissimilarity behind the restorer")
     hq_perceptual: float = Field(default=0.0, ge=0, description="weight of the feature distance behind the restorer")
+    hq_prior: float = Field(default=0.0, ge=0, description="weight of the prior over HQ pictures (beta)")
     gate: float = Field(default=0.05, ge=0, description="weight of the severity supervision")
     norm: Literal["l1", "l2"] = Field(default="l1", description="distance between pixels")
 
@@ -40,7 +44,7 @@ class ObjectiveConfig(BaseModel):
     @property
     def uses_restorer(self) -> bool:
         """Whether any term needs the restored picture."""
-        return self.hq > 0 or self.hq_structure > 0 or self.hq_perceptual > 0
+        return self.hq > 0 or self.hq_structure > 0 or self.hq_perceptual > 0 or self.hq_prior > 0
 
     @property
     def uses_features(self) -> bool:
@@ -54,11 +58,13 @@ class Objective:
     Args:
         config: the weights.
         features: network of the feature distances; None where their weights are zero.
+        prior: over HQ pictures; None where its weight is zero.
     """
 
-    def __init__(self, config: ObjectiveConfig, features: FeatureNet | None = None) -> None:
+    def __init__(self, config: ObjectiveConfig, features: FeatureNet | None = None, prior: LatentPrior | None = None) -> None:
         self.config = config
         self._features = features
+        self.prior = prior
 
     def lq_terms(self, estimate: Tensor, reference: Tensor) -> Terms:
         """Terms on the LQ grid: (N, 3, H, W) twice."""
@@ -74,8 +80,15 @@ class Objective:
             return {}
         return {"lq_perceptual": self.config.lq_perceptual * self._feature_distance(enlarged, reference)}
 
-    def hq_terms(self, restored: Tensor, hq: Tensor) -> Terms:
-        """Terms behind the restorer: (N, 3, H, W) twice."""
+    def hq_terms(
+        self,
+        restored: Tensor,
+        hq: Tensor,
+        *,
+        prompts: Sequence[Prompt | None] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Terms:
+        """Terms behind the restorer: (N, 3, H, W) twice. Prompts and the source of randomness are for the prior."""
         c = self.config
         terms: Terms = {}
         if c.hq:
@@ -84,6 +97,10 @@ class Objective:
             terms["hq_structure"] = c.hq_structure * hq_structure(restored, hq)
         if c.hq_perceptual:
             terms["hq_perceptual"] = c.hq_perceptual * self._feature_distance(restored, hq)
+        if c.hq_prior:
+            if self.prior is None or generator is None:
+                raise ValueError("the weights ask for a prior, but none was given, or no generator")
+            terms["hq_prior"] = c.hq_prior * self.prior(restored, prompts, generator)
         return terms
 
     def gate_terms(self, severity: Tensor, label: Tensor) -> Terms:

@@ -105,6 +105,12 @@ class Projector(nn.Module, ABC):
     def forward(self, elq: Tensor, prompts: Sequence[Prompt | None] | None = None) -> Tensor:
         """The projection itself; see `project`."""
 
+    def project_with_severity(
+        self, elq: Tensor, prompts: Sequence[Prompt | None] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The projection, and the logit of the severity (N,) of kinds that estimate one; for training."""
+        return self(elq, prompts), None
+
     def project(self, elq: Tensor, *, prompts: Sequence[Prompt | None] | None = None, strength: float = 1.0) -> Tensor:
         """Map ELQ pictures onto LQ pictures, under the caller's grad mode.
 

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from pnp_irib.diffusion.base import StableDiffusion
 from pnp_irib.diffusion.latents import LatentTiles, plan_latent_tiles
-from pnp_irib.diffusion.lora import adapter_names, adapter_tensors, add_adapter
+from pnp_irib.diffusion.lora import UNET_LAYERS, adapter_module, adapter_tensors, add_adapter, layers_named
 from pnp_irib.diffusion.one_step import one_step
 from pnp_irib.diffusion.vae import VaeTiling
 from pnp_irib.errors import WeightsError
@@ -29,10 +28,6 @@ from pnp_irib.prompts import Prompt
 
 __all__ = ["LatentArchitecture", "LatentProjector"]
 
-UNET_LAYERS = (
-    *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
-    *("conv1", "conv2", "conv_shortcut", "conv", "conv_out"),
-)
 VAE_LAYERS = (
     "to_q",
     "to_k",
@@ -95,15 +90,13 @@ class LatentProjector(Projector):
             )
         self.architecture = architecture.model_copy(update={"fingerprint": base.fingerprint})
         self._shared = (base,)  # in a tuple: the base is no part of the projector's own weights
-        self._adapter = _free_name(base)
-        self.unet, self.vae = nn.Module(), nn.Module()
-        for own, part, layers, rank in (
-            (self.unet, base.unet, UNET_LAYERS, architecture.rank_unet),
-            (self.vae, base.vae, VAE_LAYERS, architecture.rank_vae),
-        ):
-            add_adapter(part, self._adapter, _targets(part, layers), rank=rank, alpha=architecture.alpha)
-            for name, parameter in adapter_tensors(part, self._adapter).items():
-                _mount(own, name, parameter)
+        self._adapter = base.free_name("projector")
+        layers = {"unet": layers_named(base.unet, UNET_LAYERS), "vae": layers_named(base.vae, VAE_LAYERS)}
+        # The VAE's decoder stays as it is.
+        layers["vae"] = [name for name in layers["vae"] if not name.startswith("decoder.")]
+        add_adapter(base.unet, self._adapter, layers["unet"], rank=architecture.rank_unet, alpha=architecture.alpha)
+        add_adapter(base.vae, self._adapter, layers["vae"], rank=architecture.rank_vae, alpha=architecture.alpha)
+        self.unet, self.vae = adapter_module(base.unet, self._adapter), adapter_module(base.vae, self._adapter)
         self.conv_in = copy.deepcopy(base.conv_in).float().requires_grad_()
         self.vae_tiling = VaeTiling()
 
@@ -111,8 +104,10 @@ class LatentProjector(Projector):
     def build(cls, architecture: Architecture, base: Any = None) -> Self:
         """See `Projector.build`. A lent base that does not fit is left alone, and the projector reads its own."""
         assert isinstance(architecture, LatentArchitecture)
-        fits = isinstance(base, StableDiffusion) and base.fingerprint is not None
-        fits = fits and architecture.fingerprint in (None, base.fingerprint)
+        fits = False
+        if isinstance(base, StableDiffusion) and base.fingerprint is not None:
+            named = architecture.fingerprint
+            fits = base.place == architecture.base if named is None else base.fingerprint == named
         return cls(architecture, base if fits else None)
 
     @property
@@ -182,7 +177,10 @@ class LatentProjector(Projector):
     @contextlib.contextmanager
     def acting(self) -> Iterator[None]:
         """Let the projector's own weights act on the base inside."""
-        with self.base.acting([self._adapter], [self._adapter], conv_in=self.conv_in):
+        first = self.conv_in
+        if first.get_parameter("weight").dtype != self.base.dtype:  # the base alone was moved to half precision
+            first = copy.deepcopy(first).to(self.base.dtype)
+        with self.base.acting([self._adapter], [self._adapter], conv_in=first):
             yield
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
@@ -196,28 +194,3 @@ def _plan(height: int, width: int) -> LatentTiles | None:
     if torch.is_grad_enabled():
         return None
     return plan_latent_tiles(height, width, tile=LATENT_TILE, overlap=LATENT_OVERLAP)
-
-
-def _targets(part: nn.Module, layers: Sequence[str]) -> list[str]:
-    """Names of the layers that carry LoRA; the VAE's decoder stays as it is."""
-    names = {
-        name.removesuffix(".base_layer")
-        for name, module in part.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d) and ".lora_" not in name and not name.startswith("decoder.")
-    }
-    return sorted(name for name in names if any(name == layer or name.endswith(f".{layer}") for layer in layers))
-
-
-def _free_name(base: StableDiffusion) -> str:
-    taken = adapter_names(base.unet) | adapter_names(base.vae)
-    return next(name for n in itertools.count() if (name := f"projector_{n}") not in taken)
-
-
-def _mount(root: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    """Make a parameter of elsewhere one of ``root``, under a dotted name."""
-    *path, last = name.split(".")
-    for step in path:
-        if step not in root._modules:
-            root.add_module(step, nn.Module())
-        root = root._modules[step]  # type: ignore[assignment]
-    root.register_parameter(last, parameter)

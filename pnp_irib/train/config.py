@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pnp_irib.errors import ConfigError, explain_validation
 from pnp_irib.irib.objective import ObjectiveConfig
+from pnp_irib.irib.prior import PriorConfig
 from pnp_irib.profile import DegradationProfile, preset
+from pnp_irib.projectors.latent import LatentArchitecture
 from pnp_irib.projectors.pixel import PixelArchitecture
 
 __all__ = ["MixtureEntry", "TrainConfig", "load_config"]
@@ -84,7 +86,7 @@ class TrainConfig(_Section):
     """A training run."""
 
     seed: int = Field(default=0, ge=0, lt=2**63)
-    projector: PixelArchitecture = PixelArchitecture()
+    projector: Annotated[PixelArchitecture | LatentArchitecture, Field(discriminator="kind")] = PixelArchitecture()
     init: Path | None = Field(default=None, description="projector folder to start from")
     data: DataConfig
     mixture: tuple[MixtureEntry, ...] = Field(min_length=1)
@@ -93,6 +95,7 @@ class TrainConfig(_Section):
     restorer: str = Field(description="restorer that the projector is for")
     through: RestorerConfig | None = Field(default=None, description="restorer of the HQ terms; None: `restorer` itself")
     objective: ObjectiveConfig = ObjectiveConfig()
+    prior: PriorConfig | None = Field(default=None, description="prior over HQ pictures, weighted by objective.hq_prior")
     hq_pictures: int | None = Field(default=None, gt=0, description="pictures of a batch that go through the restorer")
     hq_crop: int | None = Field(
         default=None, gt=0, description="side of the LQ crop that goes through the restorer; None: all"
@@ -106,12 +109,27 @@ class TrainConfig(_Section):
     clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
     ema: float = Field(default=0.999, ge=0, lt=1)
     precision: Literal["no", "bf16"] = "no"
+    gradient_checkpointing: bool = Field(
+        default=False, description="compute blocks of Stable Diffusion again in the backward pass: less memory, more time"
+    )
     checkpoint_every: int = Field(default=500, gt=0)
     keep: int = Field(default=3, gt=0, description="checkpoints that stay")
     log_every: int = Field(default=20, gt=0)
 
+    @field_validator("projector", mode="before")
+    @classmethod
+    def _pixel_by_default(cls, value: Any) -> Any:
+        return {"kind": "pixel"} | value if isinstance(value, dict) else value
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        latent = isinstance(self.projector, LatentArchitecture)
+        if (self.objective.hq_prior > 0) != (self.prior is not None):
+            raise ValueError("a prior needs both: its weight objective.hq_prior above 0, and a section prior")
+        if self.prior is not None and self.prior.base is None and not latent:
+            raise ValueError("prior.base is not set, and a pixel projector has no base to share; name a Stable Diffusion")
+        if self.gradient_checkpointing and not latent:
+            raise ValueError("gradient_checkpointing is for latent projectors; leave it out")
         if self.data.crop % 4:
             raise ValueError(f"data.crop={self.data.crop} is not a multiple of 4; use {self.data.crop // 4 * 4}")
         if not self.objective.is_set:
@@ -144,7 +162,20 @@ def load_config(path: str | Path) -> TrainConfig:
         raise ConfigError(f"{path}: {explain_validation(error)}") from error
     data = config.data.model_copy(update={"folder": _resolved(config.data.folder, path)})
     init = _resolved(config.init, path) if config.init else None
-    return config.model_copy(update={"data": data, "init": init})
+    update: dict[str, Any] = {"data": data, "init": init}
+    if isinstance(config.projector, LatentArchitecture):
+        update["projector"] = config.projector.model_copy(update={"base": _place(config.projector.base, path)})
+    if config.prior is not None and config.prior.base is not None:
+        update["prior"] = config.prior.model_copy(update={"base": _place(config.prior.base, path)})
+    if config.through is not None:
+        options = {k: os.path.expandvars(v) if isinstance(v, str) else v for k, v in config.through.options.items()}
+        update["through"] = config.through.model_copy(update={"options": options})
+    return config.model_copy(update=update)
+
+
+def _place(named: str, config: Path) -> str:
+    """A place of a model: what is on the Hub stays, a folder is resolved."""
+    return named if named.startswith("hf-hub:") else str(_resolved(Path(named.removeprefix("local-dir:")), config))
 
 
 def _resolved(named: Path, config: Path) -> Path:

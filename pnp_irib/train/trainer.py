@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import random
@@ -15,13 +16,16 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from pnp_irib.any_size import restore_any_size
+from pnp_irib.any_size import fit_grid, restore_any_size
 from pnp_irib.classifiers import EfficientNetLite, weight_file
+from pnp_irib.diffusion.base import StableDiffusion
 from pnp_irib.errors import ConfigError
 from pnp_irib.images.atomic import atomic_file
 from pnp_irib.images.resize import resize
 from pnp_irib.irib.objective import Objective, Terms, total
-from pnp_irib.projectors.base import WEIGHTS_NAME, Projector, Provenance, SourceFile
+from pnp_irib.irib.prior import LatentPrior
+from pnp_irib.projectors.base import WEIGHTS_NAME, Architecture, Projector, Provenance, SourceFile
+from pnp_irib.projectors.latent import LatentProjector
 from pnp_irib.projectors.pixel import PixelProjector
 from pnp_irib.prompts import Prompt, PromptExtractor, load_extractor
 from pnp_irib.registry import find_spec, load_restorer
@@ -35,6 +39,8 @@ from pnp_irib.train.progress import Progress
 from pnp_irib.weights import find_place, resolve_file, sha256_of
 
 __all__ = ["train"]
+
+_CLASSES: dict[type[Architecture], type[Projector]] = {cls.config_class: cls for cls in (PixelProjector, LatentProjector)}
 
 log = logging.getLogger("pnp_irib.train")
 
@@ -115,10 +121,18 @@ class _Session:
         self.config = config
         self.accelerator = accelerator
         self.pictures = Pictures(config.data.folder, smallest=config.data.crop)
+        self.restorer = self._load_restorer() if config.objective.uses_restorer else None
+        lent = getattr(self.restorer, "base", None)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            start = PixelProjector.from_pretrained(config.init) if config.init else PixelProjector(config.projector)
-            self.average = PixelProjector(start.architecture).requires_grad_(False)
+            if config.init:
+                start = Projector.from_pretrained(config.init, base=lent)
+            else:
+                start = _CLASSES[type(config.projector)].build(config.projector, lent)
+            # Of Stable Diffusion; shared by all that use the same.
+            self.base: StableDiffusion | None = start.base if isinstance(start, LatentProjector) else None
+            self.average = type(start).build(start.architecture, self.base).requires_grad_(False)
+            prior = self._load_prior()
         start.train()
         store_channels_last(start)
         self.average.load_state_dict(start.state_dict())
@@ -128,8 +142,9 @@ class _Session:
         self.model, self.optimizer = accelerator.prepare(_Trained(start), optimizer)
         self.average.to(accelerator.device)
         features = EfficientNetLite.from_package("lite0").to(accelerator.device) if config.objective.uses_features else None
-        self.objective = Objective(config.objective, features)
-        self.restorer = self._load_restorer() if config.objective.uses_restorer else None
+        self.objective = Objective(config.objective, features, prior)
+        critic = list(prior.critic.parameters()) if prior is not None else []
+        self.critic_optimizer = torch.optim.AdamW(critic, lr=config.prior.lr) if critic and config.prior else None
         self.extractor: PromptExtractor = load_extractor(config.prompts.extractor)
         self.provenance = self._provenance(start)
 
@@ -145,7 +160,15 @@ class _Session:
             raise ConfigError(f"{restorer.spec.name} enlarges by {restorer.spec.scale}; training is for {SCALE}.")
         return restorer.to(self.accelerator.device)
 
-    def _provenance(self, start: PixelProjector) -> Provenance:
+    def _load_prior(self) -> LatentPrior | None:
+        config = self.config.prior
+        if config is None:
+            return None
+        if self.base is not None and config.base in (None, self.base.place):
+            return LatentPrior(config, self.base)
+        return LatentPrior(config, StableDiffusion.load(str(config.base)).to(self.accelerator.device))
+
+    def _provenance(self, start: Projector) -> Provenance:
         config = self.config
         files = [
             SourceFile(name="training pictures", sha256=self.pictures.sha256),
@@ -173,6 +196,11 @@ class _Session:
 
     def step(self, step: int) -> dict[str, float]:
         """One optimisation step; returns the weighted terms."""
+        base = self.base if self.config.gradient_checkpointing else None
+        with base.checkpointing() if base is not None else contextlib.nullcontext():
+            return self._step(step)
+
+    def _step(self, step: int) -> dict[str, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
         batch = make_batch(self.pictures, self.config, step, rank=self.accelerator.process_index)
@@ -185,7 +213,28 @@ class _Session:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._update_average(step)
-        return {"total": loss.item()} | {name: value.mean().item() for name, value in terms.items()}
+        losses = {"total": loss.item()} | {name: value.mean().item() for name, value in terms.items()}
+        if self.critic_optimizer is not None and "hq_prior" in terms:
+            losses["critic"] = self._follow(self.critic_optimizer, step)
+        return losses
+
+    def _follow(self, optimizer: torch.optim.Optimizer, step: int) -> float:
+        """A step of the critic on the pictures that the projector was just trained on."""
+        prior = self.objective.prior
+        assert prior is not None
+        critic = list(prior.critic.parameters())
+        loss = prior.follow(self._generator(step, 2)).mean()
+        for parameter, gradient in zip(critic, torch.autograd.grad(loss, critic), strict=True):
+            parameter.grad = self.accelerator.reduce(gradient, "mean")
+        torch.nn.utils.clip_grad_norm_(critic, self.config.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    def _generator(self, step: int, purpose: int) -> torch.Generator:
+        """Randomness of a step as a function of the run, so that resuming needs no state."""
+        random = np.random.default_rng([self.config.seed, step, self.accelerator.process_index, purpose])
+        return torch.Generator().manual_seed(int(random.integers(2**62)))
 
     def _terms(self, batch: Batch, step: int) -> Terms:
         config, device = self.config, self.accelerator.device
@@ -193,28 +242,36 @@ class _Session:
         prompts = self._prompts(batch, step)
         with self.accelerator.autocast():
             estimate, severity = self.model(elq, prompts)
-        estimate, severity = estimate.float(), severity.float()
-        terms = self.objective.lq_terms(estimate, reference) | self.objective.gate_terms(severity, batch.gate.to(device))
+        estimate = estimate.float()
+        grown = self._projector.enlargement
+        compared = resize(reference, (estimate.shape[-2], estimate.shape[-1]))
+        terms = self.objective.lq_terms(estimate, compared)
+        if severity is not None:
+            terms |= self.objective.gate_terms(severity.float(), batch.gate.to(device))
         severe = list(batch.severe[: config.hq_pictures])
         if not severe or not (config.objective.uses_restorer or config.objective.uses_features):
             return terms
         # A window of the LQ pictures: the restorer costs far more than the projector, which saw the whole crop.
         generator = np.random.default_rng([config.seed, step, 1])
-        side = config.hq_crop or estimate.shape[-1]
-        top, left = (int(v) for v in generator.integers(estimate.shape[-1] - side + 1, size=2))
-        window = (slice(top, top + side), slice(left, left + side))
-        enlarged = (slice(top * SCALE, (top + side) * SCALE), slice(left * SCALE, (left + side) * SCALE))
-        lq = estimate[severe][:, :, *window]
-        target = hq[severe][:, :, *enlarged]
+        side = config.hq_crop or elq.shape[-1]
+        top, left = (int(v) for v in generator.integers(elq.shape[-1] - side + 1, size=2))
+
+        def window(pictures: Tensor, factor: int) -> Tensor:
+            rows, columns = (slice(start * factor, (start + side) * factor) for start in (top, left))
+            return pictures[severe][:, :, rows, columns]
+
+        lq, target = window(estimate, grown), window(hq, SCALE)
         with self.accelerator.autocast():
             if config.objective.lq_perceptual:
                 size = (2 * side, 2 * side)  # the feature network halves it at once
-                terms |= self.objective.enlarged_terms(resize(lq, size), resize(reference[severe][:, :, *window], size))
+                terms |= self.objective.enlarged_terms(resize(lq, size), resize(window(reference, 1), size))
             if self.restorer is not None:
                 scale = SCALE if self.restorer.spec.scale is None else None
                 chosen = None if prompts is None else [prompts[i] for i in severe]
-                restored = restore_any_size(self.restorer, lq, scale=scale, prompts=chosen)
-                terms |= self.objective.hq_terms(restored.float(), target)
+                given, own_scale = fit_grid(lq, window(elq, 1), self.restorer.spec, scale)
+                restored = restore_any_size(self.restorer, given, scale=own_scale, prompts=chosen).float()
+                random = self._generator(step, 1)
+                terms |= self.objective.hq_terms(restored, target, prompts=chosen, generator=random)
         return terms
 
     def _prompts(self, batch: Batch, step: int) -> Sequence[Prompt | None] | None:
@@ -244,7 +301,7 @@ class _Session:
             torch._foreach_lerp_(list(self.average.parameters()), list(self._projector.parameters()), 1 - decay)
 
     @property
-    def _projector(self) -> PixelProjector:
+    def _projector(self) -> Projector:
         trained: _Trained = self.accelerator.unwrap_model(self.model)
         return trained.projector
 
@@ -262,13 +319,23 @@ class _Session:
             "model": self._projector.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            **self._critic_state(),
         }
+
+    def _critic_state(self) -> dict[str, Any]:
+        prior = self.objective.prior
+        if prior is None or self.critic_optimizer is None:
+            return {}
+        return {"critic": prior.critic.state_dict(), "critic_optimizer": self.critic_optimizer.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> int:
         """Take over a saved state; returns its step."""
         self._projector.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.objective.prior is not None and self.critic_optimizer is not None:
+            self.objective.prior.critic.load_state_dict(state["critic"])
+            self.critic_optimizer.load_state_dict(state["critic_optimizer"])
         return int(state["step"])
 
     def save(self, run: Path, step: int) -> Path:
@@ -282,26 +349,27 @@ class _Session:
         """ELQ, projection and reference of the first pictures of a batch, side by side: (n, 3, H, 3W)."""
         batch = make_batch(self.pictures, self.config, step)
         device = self.accelerator.device
-        estimate = self.average.project(batch.elq[:4].to(device)).clamp(0, 1).cpu()
+        estimate = self.average.project(batch.elq[:4].to(device)).cpu()
+        estimate = resize(estimate, (batch.elq.shape[-2], batch.elq.shape[-1])).clamp(0, 1)
         return torch.cat((batch.elq[:4], estimate, batch.reference[:4].clamp(0, 1)), 3)
 
 
 class _Trained(nn.Module):
     """Projection and severity as one forward pass: gradients of several processes are averaged around that."""
 
-    def __init__(self, projector: PixelProjector) -> None:
+    def __init__(self, projector: Projector) -> None:
         super().__init__()
         self.projector = projector
 
-    def forward(self, elq: Tensor, prompts: Sequence[Prompt | None] | None) -> tuple[Tensor, Tensor]:
+    def forward(self, elq: Tensor, prompts: Sequence[Prompt | None] | None) -> tuple[Tensor, Tensor | None]:
         return self.projector.project_with_severity(elq, prompts)
 
 
 def _weight_files(config: TrainConfig) -> list[Path]:
     """Weights of the restorer that the HQ terms go through: those named by the configuration, else where they are found."""
     name, options = (config.through.name, config.through.options) if config.through else (config.restorer, {})
-    if weights := options.get("weights"):
-        return [resolve_file(weights)]
+    if named := [resolve_file(options[key]) for key in ("weights", "checkpoint") if options.get(key)]:
+        return named
     places = [find_place(file) for file in find_spec(name).weights]
     return [place[1] for place in places if place is not None]
 

@@ -317,14 +317,14 @@ def vsd(case: Case) -> Outputs:
         noise=noise,
         alphas=base.alphas,
     )
-    loss.backward()
+    loss.mean().backward()
     watched = {name: critic.unet.get_parameter(name).requires_grad_() for name in options["lora_grads"]}
     follow = denoising_loss(
-        latents, critic, embedding=embedding, timesteps=other_times.long(), noise=other_noise, alphas=base.alphas
+        latents.detach(), critic, embedding=embedding, timesteps=other_times.long(), noise=other_noise, alphas=base.alphas
     )
-    follow.backward()
+    follow.mean().backward()
     grads = {f"grad_diff.{name}": p.grad for name, p in watched.items()}
-    return {"loss_vsd": loss[None], "grad_latents": latents.grad, "loss_diff": follow[None], **grads}
+    return {"loss_vsd": loss.mean()[None], "grad_latents": latents.grad, "loss_diff": follow.mean()[None], **grads}
 
 
 def train_step(case: Case) -> Outputs:
@@ -346,13 +346,13 @@ def train_step(case: Case) -> Outputs:
         noise=case.noise[3],
         alphas=base.alphas,
     )
-    (reconstruction + prior).backward()
+    (reconstruction + prior.mean()).backward()
     return {
         "image": result.picture,
         "image_u8": eight_bits(result.picture),
         "x_denoised": result.denoised,
         "loss_l2": reconstruction[None],
-        "loss_vsd": prior[None],
+        "loss_vsd": prior.mean()[None],
         **{f"grad.{name}": p.grad for name, p in watched.items()},
     }
 

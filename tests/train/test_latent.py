@@ -1,0 +1,194 @@
+"""Training the latent projector through OSEDiff with a diffusion prior, all three on one tiny Stable Diffusion."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pnp_irib import wrap
+from pnp_irib.errors import ConfigError
+from pnp_irib.images.resize import resize
+from pnp_irib.irib import lq_reconstruction
+from pnp_irib.projectors import LatentProjector, Projector
+from pnp_irib.train import load_config, train
+from pnp_irib.train.checkpoint import latest_checkpoint
+from pnp_irib.train.data import make_batch
+from pnp_irib.train.trainer import _Session
+from tests.golden import golden_folder, missing
+from tests.train.test_trainer import COMMAND
+
+MODEL = golden_folder("osediff") / "model"
+PLACE = str(MODEL / "sd21base")
+
+
+def write(folder: Path, photographs: Path, **changes: Any) -> Path:
+    content: dict[str, Any] = {
+        "projector": {"kind": "latent", "base": PLACE, "timestep": 999},
+        "data": {"folder": str(photographs), "crop": 64},
+        "mixture": [{"profile": "extreme", "share": 3}, {"profile": "light", "share": 1, "target": "input"}],
+        "prompts": {"extractor": "fixed:cat", "dropout": 0.3},
+        "restorer": "osediff",
+        "through": {
+            "name": "osediff",
+            "options": {"base": PLACE, "checkpoint": str(MODEL / "osediff.pkl"), "merged": False, "process_size": 16},
+        },
+        "objective": {"lq": 1.0, "hq": 0.5, "hq_prior": 0.05},
+        "prior": {"kind": "vsd", "guidance": 2.0, "lr": 1e-3},
+        "steps": 6,
+        "batch": 2,
+        "lr": 2e-3,
+        "warmup": 2,
+        "checkpoint_every": 2,
+    } | changes
+    path = folder / "latent.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture
+def photographs(shared_dir: Path) -> Path:
+    if not MODEL.is_dir():
+        missing("osediff")
+    return shared_dir / "data" / "dev"
+
+
+def test_only_the_lora_changes(photographs: Path, tmp_path: Path) -> None:
+    session = _Session(load_config(write(tmp_path, photographs)), Accelerator())
+    base, prior, restorer, projector = session.base, session.objective.prior, session.restorer, session._projector
+    assert base is not None
+    assert prior is not None
+    assert restorer is not None
+    assert restorer.base is base is prior.base  # type: ignore[attr-defined]
+    own = {id(p) for module in (projector, session.average, prior.critic) for p in module.parameters()}
+    others = {
+        f"{i}.{name}": value
+        for i, part in enumerate(base.modules)
+        for name, value in part.named_parameters()
+        if id(value) not in own
+    }
+    kept = {name: value.detach().clone() for name, value in others.items()}
+    picture = torch.rand(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    latents, times = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
+
+    def acts() -> list[Tensor]:
+        with torch.no_grad():
+            restored, critic = restorer.restore(picture), prior._critic(latents, times, base.text(["cat"]))
+            return [restored, prior._frozen(latents, times, base.text(["cat"])), critic, projector.project(picture)]
+
+    before = acts()
+    first = {name: value.detach().clone() for name, value in projector.named_parameters()}
+    losses = [session.step(step) for step in range(3)]
+    assert {"lq", "hq", "hq_prior", "critic", "total"} <= losses[0].keys()
+    after = acts()
+    assert torch.equal(before[0], after[0]), "the restorer changed"
+    assert torch.equal(before[1], after[1]), "the prior changed"
+    assert not torch.equal(before[2], after[2]), "the critic rests"
+    assert not torch.equal(before[3], after[3])
+    assert all(torch.equal(value, kept[name]) for name, value in others.items())
+    assert not any(value.requires_grad or value.grad is not None for value in others.values())
+    changed = [name for name, value in projector.named_parameters() if not torch.equal(value, first[name])]
+    assert len(changed) == len(first)
+
+
+def test_kill_and_resume_gives_the_same_trajectory_and_a_projector_for_wrap(photographs: Path, tmp_path: Path) -> None:
+    path = write(tmp_path, photographs)
+    whole = train(load_config(path), tmp_path / "whole", show_progress=False)
+    killed = tmp_path / "killed"
+    process = subprocess.Popen([*COMMAND, str(path), "--run", str(killed)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while latest_checkpoint(killed) is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    first = latest_checkpoint(killed)
+    assert first is not None
+    assert first.name != "step-0000006", "the run was over before it could be killed"
+    with pytest.raises(ConfigError, match="--resume"):
+        train(load_config(path), killed, show_progress=False)
+    torch.set_num_threads(1)  # as the command has it
+    train(load_config(path), killed, show_progress=False, resume=True)
+    expected, found = (load_file(folder / "projector" / "model.safetensors") for folder in (whole.parents[1], killed))
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-5, msg=name)
+    options: dict[str, Any] = {"base": PLACE, "checkpoint": MODEL / "osediff.pkl", "merged": False, "process_size": 16}
+    robust = wrap("osediff", projector=f"local-dir:{killed / 'projector'}", **options)
+    assert isinstance(robust.projector, LatentProjector)
+    result = robust(torch.rand(3, 10, 12, generator=torch.Generator().manual_seed(1)), prompt="cat", lfo=0)
+    assert result.restored.shape == (1, 3, 40, 48)
+    assert (result.restored - wrap(robust.restorer, projector=None)(result.picture.rgb).restored).abs().max() > 1e-3
+
+
+def test_checkpointing_takes_the_same_way(photographs: Path, tmp_path: Path) -> None:
+    found = []
+    for checkpointing in (False, True):
+        config = load_config(write(tmp_path, photographs, steps=2, gradient_checkpointing=checkpointing))
+        found.append(load_file(train(config, tmp_path / str(checkpointing), show_progress=False) / "model.safetensors"))
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, atol=1e-5, rtol=1e-3, msg=name)
+
+
+def test_the_loss_falls(photographs: Path, tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, photographs, steps=40, checkpoint_every=40, ema=0.9, lr=1e-2))
+    newest = train(config, tmp_path / "run", show_progress=False)
+    trained = Projector.from_pretrained(newest)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        fresh = LatentProjector.build(config.projector)
+    session = _Session(config, Accelerator())
+    losses = []
+    for projector in (fresh, trained):
+        found = []
+        for step in (1000, 1001, 1002):  # pictures that training never saw so
+            batch = make_batch(session.pictures, config, step)
+            with torch.no_grad():
+                estimate = projector.project(batch.elq)
+            reference = resize(batch.reference, (estimate.shape[-2], estimate.shape[-1]))
+            found.append(lq_reconstruction(estimate, reference, lambda_blur=1, tau=2, norm="l1").mean())
+        losses.append(torch.stack(found).mean())
+    assert losses[1] < 0.9 * losses[0], losses  # a decoder of random weights cannot show much
+
+
+@pytest.mark.parametrize("kind", ["score-matching", "sds", "vsd"])
+def test_each_prior_leads_pictures_somewhere(photographs: Path, tmp_path: Path, kind: str) -> None:
+    session = _Session(load_config(write(tmp_path, photographs, prior={"kind": kind})), Accelerator())
+    prior = session.objective.prior
+    assert prior is not None
+    picture = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    term = prior(picture, None, torch.Generator().manual_seed(5))
+    assert term.shape == (2,)
+    term.sum().backward()
+    assert picture.grad is not None
+    assert picture.grad.isfinite().all()
+    assert picture.grad.abs().sum((1, 2, 3)).min() > 0
+    again = prior(picture.detach(), None, torch.Generator().manual_seed(5))
+    torch.testing.assert_close(again, term.detach())
+    assert not torch.equal(prior(picture.detach(), None, torch.Generator().manual_seed(6)), again)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"prior": None}, "objective.hq_prior"),
+        ({"objective": {"lq": 1.0}}, "objective.hq_prior"),
+        ({"projector": {}}, "prior.base"),
+        ({"projector": {}, "prior": {"base": PLACE}, "gradient_checkpointing": True}, "latent projectors"),
+        ({"prior": {"timesteps": [900, 20]}}, "ordered"),
+        ({"projector": {"kind": "latent"}}, "base"),
+        ({"projector": {"kind": "laten"}}, "latent"),
+    ],
+)
+def test_what_cannot_be_is_told(photographs: Path, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_config(write(tmp_path, photographs, **changes))
