@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pnp_irib.diffusion.lora import active, adapter_names
 from pnp_irib.diffusion.text import TextEmbedder
 from pnp_irib.errors import WeightsError
-from pnp_irib.runtime import BORROWING, require
+from pnp_irib.runtime import BORROWING, require, store_channels_last
 
 __all__ = ["StableDiffusion", "fingerprint_of"]
 
@@ -57,6 +57,10 @@ class StableDiffusion:
     place: str
     conv_in: nn.Module
     _acting: Acting | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        for part in (self.vae, self.unet, self.conv_in):
+            store_channels_last(part)
 
     @classmethod
     def load(cls, place: str | Path, *, dtype: torch.dtype = torch.float32) -> Self:

@@ -17,6 +17,7 @@ from pnp_irib.errors import ConfigError
 
 __all__ = ["LatentTiles", "gaussian_window", "plan_latent_tiles", "predict_in_tiles"]
 
+_HALVED = 8  # tiles are a multiple of this long: the UNet halves them three times
 _VARIANCE = 0.01  # of the window, in units of its side
 
 
@@ -43,8 +44,8 @@ def plan_latent_tiles(height: int, width: int, *, tile: int, overlap: int, compa
     Args:
         height: of the latent.
         width: of the latent.
-        tile: largest side of a tile.
-        overlap: of neighbours; at most half a tile is used.
+        tile: largest side of a tile; fewer computations are spent on overlaps where smaller ones are as many.
+        overlap: of neighbours, at least; at most half a tile is used.
         compat: as the published code of OSEDiff and SeeSR has it: the area decides whether tiles are needed, tiles are
             square and shrink to the shorter side of the latent, and are walked column by column.
 
@@ -66,10 +67,18 @@ def plan_latent_tiles(height: int, width: int, *, tile: int, overlap: int, compa
         return LatentTiles(side, side, tuple((y, x) for x in xs for y in ys), symmetric=False)
     if height <= tile and width <= tile:
         return None
-    tall, wide = min(tile, height), min(tile, width)
-    ys = _offsets(height, tall, tall - min(overlap, tall // 2))
-    xs = _offsets(width, wide, wide - min(overlap, wide // 2))
+    (tall, ys), (wide, xs) = (_fitted(length, tile, overlap) for length in (height, width))
     return LatentTiles(tall, wide, tuple((y, x) for y in ys for x in xs))
+
+
+def _fitted(length: int, tile: int, overlap: int) -> tuple[int, list[int]]:
+    """As few tiles as possible along a side, and these as small as their number allows: their length and offsets."""
+    side = min(tile, length)
+    shared = min(overlap, side // 2)
+    count = len(_offsets(length, side, side - shared))
+    smallest = math.ceil((length + (count - 1) * shared) / count)
+    side = min(side, math.ceil(smallest / _HALVED) * _HALVED)
+    return side, [k * (length - side) // max(1, count - 1) for k in range(count)]
 
 
 def _offsets(length: int, tile: int, step: int) -> list[int]:

@@ -28,6 +28,10 @@ class TextEmbedder:
         self._known: OrderedDict[str, Tensor] = OrderedDict()
         self._of: tuple[torch.device, torch.dtype] | None = None
 
+    def forget(self) -> None:
+        """Drop the embeddings that are kept."""
+        self._known.clear()
+
     def tokens(self, texts: Sequence[str]) -> Tensor:
         """Ids (N, length), cut and padded to the length that the encoder reads."""
         length = self.encoder.config.max_position_embeddings
@@ -40,7 +44,7 @@ class TextEmbedder:
         """(N, length, width), one a text; padding is read like words, as Stable Diffusion was trained."""
         place = (self.encoder.device, self.encoder.dtype)
         if self._of != place:
-            self._known.clear()
+            self.forget()
             self._of = place
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         for text in new:  # one at a time: the same alone and in a batch

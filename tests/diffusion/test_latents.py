@@ -44,11 +44,25 @@ def test_a_side_above_the_tile_is_cut_and_thin_latents_keep_their_overlap() -> N
     assert plan_latent_tiles(96, 96, tile=96, overlap=32) is None
     tiles = plan_latent_tiles(48, 190, tile=96, overlap=32)  # its area is below that of a tile
     assert tiles is not None
-    assert (tiles.height, tiles.width) == (48, 96)
-    assert [x for _, x in tiles.corners] == [0, 64, 94]
+    assert (tiles.height, tiles.width) == (48, 88)  # three tiles of 96 would overlap more than they need
+    assert [x for _, x in tiles.corners] == [0, 51, 102]
     narrow = plan_latent_tiles(10, 300, tile=96, overlap=95)  # the published code would take hundreds
     assert narrow is not None
     assert len(narrow.corners) == 6
+
+
+@pytest.mark.parametrize("size", [(97, 128), (100, 300), (256, 513), (40, 1000)])
+def test_tiles_cover_the_latent_and_overlap_enough(size: tuple[int, int]) -> None:
+    tiles = plan_latent_tiles(*size, tile=96, overlap=32)
+    assert tiles is not None
+    for length, side, starts in (
+        (size[0], tiles.height, sorted({y for y, _ in tiles.corners})),
+        (size[1], tiles.width, sorted({x for _, x in tiles.corners})),
+    ):
+        assert side <= min(96, length)
+        assert starts[0] == 0
+        assert starts[-1] == length - side
+        assert all(b - a <= side - min(32, side // 2) for a, b in zip(starts, starts[1:], strict=False))
 
 
 def test_windows() -> None:
