@@ -15,7 +15,7 @@ from pnp_irib.diffusion.base import StableDiffusion
 from pnp_irib.diffusion.latents import LatentTiles, plan_latent_tiles
 from pnp_irib.diffusion.lora import merge
 from pnp_irib.diffusion.one_step import OneStepResult, one_step
-from pnp_irib.diffusion.vae import VaeTiling
+from pnp_irib.diffusion.vae import PublishedTiles, VaeMode
 from pnp_irib.errors import ConfigError, InputError, WeightsError, did_you_mean
 from pnp_irib.images.color import ColorMatch, match_color
 from pnp_irib.images.padding import pad_to
@@ -50,7 +50,7 @@ class OSEDiff:
         latent_tile: side of the tiles of the UNet, latent pixels.
         latent_overlap: of these.
         tile_batch: tiles in one call of the UNet.
-        vae_tiling: of the VAE; None: as ``compat`` needs it.
+        vae_tiles: of the VAE with ``compat``; without, it works in strips, which have no seams.
         device: where it runs.
         dtype: "auto", or a dtype of all parts.
     """
@@ -69,7 +69,7 @@ class OSEDiff:
         latent_tile: int = 96,
         latent_overlap: int = 32,
         tile_batch: int = 4,
-        vae_tiling: VaeTiling | None = None,
+        vae_tiles: PublishedTiles | None = None,
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype = "auto",
     ) -> None:
@@ -89,8 +89,9 @@ class OSEDiff:
         self.process_size = process_size
         self.color = color
         self.latent_tile, self.latent_overlap, self.tile_batch = latent_tile, latent_overlap, tile_batch
-        published = VaeTiling(encoder_tile=1024, decoder_tile=224, statistics="published")
-        self.vae_tiling = vae_tiling or (published if compat else VaeTiling())
+        if vae_tiles is not None and not compat:
+            raise ConfigError("vae_tiles are for compat='upstream'; without it the VAE works in strips, which have no seams.")
+        self.vae_mode: VaeMode = (vae_tiles or PublishedTiles()) if compat else "strips"
         checkpoint.install(base.unet, base.vae)
         self.merged = merged
         if merged:
@@ -168,7 +169,7 @@ class OSEDiff:
                 draw=draw,
                 plan=self._plan,
                 batch=self.tile_batch,
-                vae_tiling=self.vae_tiling,
+                vae_mode=self.vae_mode,
                 stray_noise=self.compat is not None,
             )
 

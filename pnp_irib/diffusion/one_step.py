@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pnp_irib.diffusion.latents import LatentTiles, predict_in_tiles
-from pnp_irib.diffusion.vae import VaeTiling, decode, encode, sample_posterior
+from pnp_irib.diffusion.vae import VaeMode, decode, encode, sample_posterior
 
 if TYPE_CHECKING:
     from pnp_irib.diffusion.base import StableDiffusion
@@ -48,7 +48,7 @@ def one_step(
     timestep: int = 999,
     plan: Callable[[int, int], LatentTiles | None] = lambda height, width: None,
     batch: int = 1,
-    vae_tiling: VaeTiling | None = None,
+    vae_mode: VaeMode = "whole",
     stray_noise: bool = False,
 ) -> OneStepResult:
     """Restore pictures in one step, under the caller's grad mode.
@@ -61,10 +61,10 @@ def one_step(
         timestep: whose noise the UNet is asked for.
         plan: tiles for a latent of (height, width).
         batch: tiles in one call of the UNet.
-        vae_tiling: of the VAE.
+        vae_mode: how the VAE works on large pictures.
         stray_noise: add the 1e-10 of a second draw, as the scheduler of the published code does.
     """
-    mean, logvar = encode(base.vae, pictures, vae_tiling)
+    mean, logvar = encode(base.vae, pictures, vae_mode)
     sample = mean if draw is None else sample_posterior(mean, logvar, draw(tuple(mean.shape)))
     latent = sample * base.vae.config.scaling_factor
     times = torch.full((1,), timestep, device=latent.device)
@@ -78,5 +78,5 @@ def one_step(
     denoised = (latent - (1 - alpha) ** 0.5 * noise) / alpha**0.5
     if stray_noise and draw is not None:
         denoised = denoised + 1e-10 * draw(tuple(denoised.shape))
-    picture = decode(base.vae, denoised.to(latent.dtype) / base.vae.config.scaling_factor, vae_tiling)
+    picture = decode(base.vae, denoised.to(latent.dtype) / base.vae.config.scaling_factor, vae_mode)
     return OneStepResult(latent, noise, denoised, picture.to(pictures.dtype).clamp(-1, 1))

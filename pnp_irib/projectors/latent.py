@@ -19,7 +19,6 @@ from pnp_irib.diffusion.base import StableDiffusion
 from pnp_irib.diffusion.latents import LatentTiles, plan_latent_tiles
 from pnp_irib.diffusion.lora import UNET_LAYERS, adapter_module, adapter_tensors, add_adapter, layers_named
 from pnp_irib.diffusion.one_step import one_step
-from pnp_irib.diffusion.vae import VaeTiling
 from pnp_irib.errors import WeightsError
 from pnp_irib.images.padding import pad_to
 from pnp_irib.images.resize import resize
@@ -98,7 +97,6 @@ class LatentProjector(Projector):
         add_adapter(base.vae, self._adapter, layers["vae"], rank=architecture.rank_vae, alpha=architecture.alpha)
         self.unet, self.vae = adapter_module(base.unet, self._adapter), adapter_module(base.vae, self._adapter)
         self.conv_in = copy.deepcopy(base.conv_in).float().requires_grad_()
-        self.vae_tiling = VaeTiling()
 
     @classmethod
     def build(cls, architecture: Architecture, base: Any = None) -> Self:
@@ -170,7 +168,7 @@ class LatentProjector(Projector):
                 timestep=self.architecture.timestep,
                 plan=_plan,
                 batch=TILE_BATCH,
-                vae_tiling=self.vae_tiling,
+                vae_mode="strips",
             )
         return (result.picture * 0.5 + 0.5)[..., :height, :width].to(elq.dtype)
 

@@ -1,42 +1,74 @@
+"""The VAE in strips and in tiles against the whole."""
+
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from pnp_irib.diffusion.vae import VaeTiling, decode, encode
+from pnp_irib.diffusion import vae_strips
+from pnp_irib.diffusion.lora import active, add_adapter, layers_named
+from pnp_irib.diffusion.vae import PublishedTiles, decode, encode
 from pnp_irib.errors import ConfigError
 
 
-@pytest.mark.parametrize("size", [(2, 150), (97, 71), (64, 66)])
-@pytest.mark.parametrize("tile", [8, 33, 64])
-def test_tiles_are_the_whole(vae: Any, size: tuple[int, int], tile: int) -> None:
-    latents = torch.randn(2, 4, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+def values(*size: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(2, 4, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("size", [(2, 150), (31, 9), (1, 1), (24, 26)])
+@pytest.mark.parametrize("elements", [1, 3000, 2**30])
+def test_strips_are_the_whole(vae: Any, size: tuple[int, int], elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(vae_strips.STRIP_ELEMENTS, "cpu", elements)
+    latents = values(*size)
+    given = latents.clone()
     with torch.no_grad():
         whole = decode(vae, latents)
-        tiles = decode(vae, latents, VaeTiling(decoder_tile=tile))
-        torch.testing.assert_close(tiles, whole, atol=1e-6, rtol=0)  # the result is put together in float32
+        torch.testing.assert_close(decode(vae, latents, "strips"), whole, atol=1e-9, rtol=0)
         pictures = whole.clamp(-1, 1)
-        expected = encode(vae, pictures)
-        found = encode(vae, pictures, VaeTiling(encoder_tile=2 * tile))
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+        seen = pictures.clone()
+        for one, other in zip(encode(vae, pictures, "strips"), encode(vae, pictures), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-9, rtol=0)
+    assert torch.equal(latents, given)
+    assert torch.equal(pictures, seen)
+
+
+def test_strips_go_through_adapters_and_lower_precision(vae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(vae_strips.STRIP_ELEMENTS, "cpu", 2000)
+    adapted = copy.deepcopy(vae).float()
+    add_adapter(adapted, "a", layers_named(adapted, ("conv1", "conv", "conv_in", "to_q", "conv_shortcut")), rank=2, alpha=8)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if ".lora_" in name:
+                parameter.normal_(0, 0.3, generator=torch.Generator().manual_seed(2))
+    latents = values(9, 12, dtype=torch.float32)
+    with torch.no_grad(), active(adapted, ["a"]):
+        whole = decode(adapted, latents)
+        assert (whole - decode(vae.float(), latents)).abs().max() > 1e-3
+        torch.testing.assert_close(decode(adapted, latents, "strips"), whole, atol=1e-4, rtol=1e-4)
+        half = adapted.bfloat16()
+        low = decode(half, latents.bfloat16(), "strips")
+        assert low.dtype == torch.bfloat16
+        assert (low.float() - whole).abs().mean() < 0.1 * whole.std()
+    vae.double()
 
 
 def test_published_statistics_are_others(vae: Any) -> None:
     latents = torch.randn(1, 4, 60, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     with torch.no_grad():
         whole = decode(vae, latents)
-        tiles = decode(vae, latents, VaeTiling(decoder_tile=16, statistics="published"))
+        tiles = decode(vae, latents, PublishedTiles(decoder=16))
     assert (tiles - whole).abs().max() > 1e-3
     assert tiles.dtype == torch.float32
 
 
-def test_with_gradients_nothing_is_tiled(vae: Any) -> None:
+def test_with_gradients_it_stays_in_one_piece(vae: Any) -> None:
     latents = torch.randn(1, 4, 20, 20, dtype=torch.float64, requires_grad=True)
     with torch.enable_grad():
-        decode(vae, latents, VaeTiling(decoder_tile=8)).sum().backward()
+        decode(vae, latents, "strips").sum().backward()
     assert latents.grad is not None
 
 
@@ -52,4 +84,4 @@ def test_the_vae_of_diffusers_is_followed(vae: Any) -> None:
 
 def test_tiles_without_pixels_are_refused() -> None:
     with pytest.raises(ConfigError, match="VAE tiles of 4 pixels"):
-        VaeTiling(encoder_tile=4)
+        PublishedTiles(encoder=4)

@@ -16,7 +16,8 @@ from pnp_irib.diffusion.base import StableDiffusion
 from pnp_irib.diffusion.distill import denoising_loss, variational_score_loss
 from pnp_irib.diffusion.latents import gaussian_window, plan_latent_tiles
 from pnp_irib.diffusion.lora import active
-from pnp_irib.diffusion.vae import VaeTiling, decode, encode, plan_published_tiles, sample_posterior
+from pnp_irib.diffusion.vae import PublishedTiles, decode, encode, sample_posterior
+from pnp_irib.diffusion.vae_published import plan_tiles
 from pnp_irib.images.color import adain, wavelet
 from pnp_irib.noise import ReplayedNoise
 from pnp_irib.prompts import Prompt
@@ -42,17 +43,13 @@ def fresh_base() -> StableDiffusion:
 def build(case: Case, *, checkpoint: str | None = None, merged: bool | None = None, **options: Any) -> OSEDiff:
     """The restorer of a case: upstream's names of the options, upstream's defaults."""
     given = case.options
-    tiling = VaeTiling(
-        encoder_tile=given.get("vae_encoder_tiled_size", 1024),
-        decoder_tile=given.get("vae_decoder_tiled_size", 224),
-        statistics="published",
-    )
+    tiles = PublishedTiles(encoder=given.get("vae_encoder_tiled_size", 1024), decoder=given.get("vae_decoder_tiled_size", 224))
     return load_osediff(
         fresh_base(),
         MODEL / (checkpoint or given.get("checkpoint", "osediff.pkl")),
         merged=given.get("merge", False) if merged is None else merged,
         compat="upstream",
-        vae_tiling=tiling,
+        vae_tiles=tiles,
         latent_tile=given.get("latent_tiled_size", 96),
         latent_overlap=given.get("latent_tiled_overlap", 32),
         tile_batch=1,
@@ -104,7 +101,7 @@ def scheduler(case: Case) -> Outputs:
 def vae_encode(case: Case) -> Outputs:
     restorer = build(case)
     with restorer.acting():
-        mean, logvar = encode(restorer.base.vae, signed(case.tensors["lq_u8"]), restorer.vae_tiling)
+        mean, logvar = encode(restorer.base.vae, signed(case.tensors["lq_u8"]), restorer.vae_mode)
     sample = sample_posterior(mean, logvar, case.noise[0])
     return {"mean": mean, "logvar": logvar, "latent": sample * restorer.base.vae.config.scaling_factor}
 
@@ -121,7 +118,7 @@ def unet(case: Case) -> Outputs:
 def vae_decode(case: Case) -> Outputs:
     restorer = build(case)
     latent = case.tensors["x_denoised"] / restorer.base.vae.config.scaling_factor
-    picture = decode(restorer.base.vae, latent, restorer.vae_tiling)
+    picture = decode(restorer.base.vae, latent, restorer.vae_mode)
     found: Outputs = {"image": picture, "image_u8": eight_bits(picture.clamp(-1, 1))}
     if crop := case.options.get("crop"):
         found["image_crop"] = picture[..., crop[0] : crop[1], crop[2] : crop[3]]
@@ -151,7 +148,7 @@ def onestep(case: Case) -> Outputs:
 def vae_plan(case: Case) -> Outputs:
     found: Outputs = {}
     for i, (height, width, tile, decoder) in enumerate(case.options["plans"]):
-        tiles = plan_published_tiles(height, width, tile, decoder=decoder)
+        tiles = plan_tiles(height, width, tile, decoder=decoder)
         whole = (0, height, 0, width)
         boxes = [(t.read, t.core) for t in tiles] if tiles else [(whole, whole)]
         size = (lambda side: side * 8) if decoder else (lambda side: side // 8)

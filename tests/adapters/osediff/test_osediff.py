@@ -64,15 +64,12 @@ def test_merged_and_active_lora_agree(model: Path, restorer: OSEDiff) -> None:
     assert adapter_names(separate.base.unet) == {"default_encoder", "default_decoder", "default_others"}
 
 
-def test_latent_and_vae_tiles_change_little(model: Path) -> None:
-    from pnp_irib.diffusion.vae import VaeTiling
-
+def test_strips_and_gradients_go_the_same_way(restorer: OSEDiff) -> None:
     lq = torch.nn.functional.interpolate(picture(4, 6), size=(24, 36), mode="bicubic").clamp(0, 1)
-    whole = build(model)
-    vae_tiles = build(model, vae_tiling=VaeTiling(encoder_tile=48, decoder_tile=6))
+    with torch.enable_grad():  # in one piece
+        expected = restorer.restore(lq.clone().requires_grad_()).detach()
     with torch.no_grad():
-        expected = whole.restore(lq)
-        torch.testing.assert_close(vae_tiles.restore(lq), expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(restorer.restore(lq), expected, atol=1e-4, rtol=0)
 
 
 def test_gradients_reach_the_picture(restorer: OSEDiff) -> None:

@@ -1,0 +1,208 @@
+"""The VAE of Stable Diffusion in tiles, as the code tiles it that OSEDiff, SeeSR and others were released with.
+
+All tiles stop at each normalisation and take the average of their means and variances, which leaves out how the means differ;
+attention sees its own tile only. It shows seams that `pnp_irib.diffusion.vae_strips` has not, and is here for `compat`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pnp_irib.errors import ConfigError
+from pnp_irib.images.tiling import Tile
+
+__all__ = ["PublishedTiles", "decoded_in_tiles", "encoded_in_tiles", "plan_tiles"]
+
+HALO = {"encoder": 32, "decoder": 11}  # pixels, latent pixels
+
+
+@dataclass(frozen=True)
+class PublishedTiles:
+    """Sizes of the tiles.
+
+    Attributes:
+        encoder: side in pixels.
+        decoder: side in latent pixels.
+    """
+
+    encoder: int = 1024
+    decoder: int = 224
+
+    def __post_init__(self) -> None:
+        if self.encoder < 8 or self.decoder < 1:
+            raise ConfigError(
+                f"VAE tiles of {self.encoder} pixels and {self.decoder} latent pixels: expected at least 8 and at least 1."
+            )
+
+
+def encoded_in_tiles(encoder: Any, pictures: Tensor, side: int, factor: int) -> Tensor:
+    """What the encoder makes of pictures, float32 where they are tiled; ``factor``: how much smaller that is."""
+    tiles = plan_tiles(pictures.shape[-2], pictures.shape[-1], side, decoder=False)
+    if tiles is None:
+        return cast(Tensor, encoder(pictures))
+    return _run(lambda x: _encoder(encoder, x), pictures, tiles, 1, factor)
+
+
+def decoded_in_tiles(decoder: Any, latents: Tensor, side: int, factor: int) -> Tensor:
+    """What the decoder makes of latents, float32 where they are tiled; ``factor``: how much larger that is."""
+    tiles = plan_tiles(latents.shape[-2], latents.shape[-1], side, decoder=True)
+    if tiles is None:
+        return cast(Tensor, decoder(latents))
+    return _run(lambda x: _decoder(decoder, x), latents, tiles, factor, 1)
+
+
+def plan_tiles(height: int, width: int, tile: int, *, decoder: bool) -> list[Tile] | None:
+    """Tiles as the published code cuts them; None: not at all.
+
+    Args:
+        height: of the picture, or for the decoder of the latent.
+        width: likewise.
+        tile: side.
+        decoder: whose tiles.
+    """
+    pad = HALO["decoder" if decoder else "encoder"]
+    if max(height, width) <= tile + 2 * pad:
+        return None
+    rows, columns = _published_spans(height, tile, pad), _published_spans(width, tile, pad)
+    return [Tile((*row[0], *column[0]), (*row[1], *column[1])) for row in rows for column in columns]
+
+
+def _published_spans(length: int, tile: int, pad: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """What each tile of a side is responsible for, and what it reads."""
+    count = max(1, math.ceil((length - 2 * pad) / tile))
+    side = math.ceil((length - 2 * pad) / count)
+    for divisor in (32, 16, 8, 4, 2):
+        rest = side % divisor
+        if rest == 0:
+            break
+        if side - rest + divisor <= tile:
+            side += divisor - rest
+            break
+    spans = []
+    for k in range(count):
+        start, end = pad + k * side, min(pad + (k + 1) * side, length)
+        core = (0 if start <= pad else start, length if end >= length - pad else end)
+        spans.append((core, (max(0, start - pad), min(length, end + pad))))
+    return spans
+
+
+@dataclass
+class _Norm:
+    """A tile at a GroupNorm: waits for the factors of its channels."""
+
+    x: Tensor
+    module: nn.GroupNorm
+
+
+_Layers: TypeAlias = Generator[_Norm, tuple[Tensor, Tensor], Tensor]
+
+
+def _run(layers: Callable[[Tensor], _Layers], x: Tensor, tiles: Sequence[Tile], enlarged: int, reduced: int) -> Tensor:
+    """All tiles through ``layers`` in step; the result is ``enlarged / reduced`` times as large as ``x``."""
+    running = [layers(x[..., t.read[0] : t.read[1], t.read[2] : t.read[3]]) for t in tiles]
+    waiting = [next(tile) for tile in running]
+    done: list[Tensor] = []
+    while not done:
+        factors = _factors(waiting)
+        for i, tile in enumerate(running):
+            try:
+                waiting[i] = tile.send(factors)
+            except StopIteration as end:
+                done.append(end.value)
+    height, width = (side * enlarged // reduced for side in x.shape[-2:])
+    result = torch.zeros((*done[0].shape[:2], height, width), dtype=torch.float32, device=x.device)
+    for place, part in zip(tiles, done, strict=True):
+        core, read = ([side * enlarged // reduced for side in box] for box in (place.core, place.read))
+        result[..., core[0] : core[1], core[2] : core[3]] = part[
+            ..., core[0] - read[0] : core[1] - read[0], core[2] - read[2] : core[3] - read[2]
+        ]
+    return result
+
+
+def _factors(asked: Sequence[_Norm]) -> tuple[Tensor, Tensor]:
+    """Scale and shift of each channel, (N, C, 1, 1) float32 each."""
+    norm = asked[0].module
+    grouped = [a.x.float().unflatten(1, (norm.num_groups, -1)).flatten(2) for a in asked]
+    total = sum(g.shape[2] for g in grouped)
+    pairs = [torch.var_mean(g, 2, correction=0) for g in grouped]
+    shares = [g.shape[2] / total for g in grouped]
+    variance = torch.stack([v * share for (v, _), share in zip(pairs, shares, strict=True)]).sum(0)
+    mean = torch.stack([m * share for (_, m), share in zip(pairs, shares, strict=True)]).sum(0)
+    repeats = norm.num_channels // norm.num_groups
+    scale = torch.rsqrt(variance + norm.eps).repeat_interleave(repeats, 1) * norm.weight.float()
+    shift = norm.bias.float() - mean.repeat_interleave(repeats, 1) * scale
+    return scale[..., None, None], shift[..., None, None]
+
+
+def _norm(module: nn.GroupNorm, x: Tensor) -> _Layers:
+    scale, shift = yield _Norm(x, module)
+    normal: Tensor = x.float() * scale + shift
+    return normal.to(x.dtype)
+
+
+def _resnet(block: Any, x: Tensor) -> _Layers:
+    hidden = block.nonlinearity((yield from _norm(block.norm1, x)))
+    hidden = block.conv1(hidden)
+    hidden = block.nonlinearity((yield from _norm(block.norm2, hidden)))
+    hidden = block.conv2(block.dropout(hidden))
+    if block.conv_shortcut is not None:
+        x = block.conv_shortcut(x)
+    return cast(Tensor, (x + hidden) / block.output_scale_factor)
+
+
+def _attention(layer: Any, x: Tensor) -> _Layers:
+    normal = yield from _norm(layer.group_norm, x)
+    height, width = x.shape[-2:]
+    tokens = normal.flatten(2).transpose(1, 2)
+    query, key, value = (_split(to(tokens), layer.heads) for to in (layer.to_q, layer.to_k, layer.to_v))
+    found = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    found = layer.to_out[1](layer.to_out[0](found)).transpose(1, 2).unflatten(2, (height, width))
+    return cast(Tensor, (found + x) / layer.rescale_output_factor)
+
+
+def _split(x: Tensor, heads: int) -> Tensor:
+    """(N, tokens, C) to (N, heads, tokens, C / heads)."""
+    split: Tensor = x.unflatten(2, (heads, -1)).transpose(1, 2)
+    return split
+
+
+def _middle(block: Any, x: Tensor) -> _Layers:
+    x = yield from _resnet(block.resnets[0], x)
+    for attention, resnet in zip(block.attentions, block.resnets[1:], strict=True):
+        if attention is not None:
+            x = yield from _attention(attention, x)
+        x = yield from _resnet(resnet, x)
+    return x
+
+
+def _encoder(network: Any, x: Tensor) -> _Layers:
+    x = network.conv_in(x)
+    for block in network.down_blocks:
+        for resnet in block.resnets:
+            x = yield from _resnet(resnet, x)
+        for downsample in block.downsamplers or ():
+            x = downsample(x)
+    x = yield from _middle(network.mid_block, x)
+    return (yield from _last(network, x))
+
+
+def _decoder(network: Any, x: Tensor) -> _Layers:
+    x = yield from _middle(network.mid_block, network.conv_in(x))
+    for block in network.up_blocks:
+        for resnet in block.resnets:
+            x = yield from _resnet(resnet, x)
+        for upsample in block.upsamplers or ():
+            x = upsample(x)
+    return (yield from _last(network, x))
+
+
+def _last(network: Any, x: Tensor) -> _Layers:
+    x = network.conv_act((yield from _norm(network.conv_norm_out, x)))
+    return cast(Tensor, network.conv_out(x))

@@ -1,0 +1,180 @@
+"""The VAE of Stable Diffusion layer by layer in strips of rows: the result of the whole picture in less memory, without seams.
+
+A normalisation, its activation and the convolution behind it read a strip with one more row on either side and write theirs;
+the statistics of the next normalisation are gathered on the way. Only the feature maps between convolutions are ever whole.
+Attention, on the smallest maps, is left to the module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["decoded_in_strips", "encoded_in_strips"]
+
+STRIP_ELEMENTS = {"cpu": 2**20, "cuda": 2**27}  # of a strip of a feature map
+
+
+class _Map:
+    """A feature map that is written strip by strip, and the moments of its channels."""
+
+    def __init__(self, pixels: Tensor) -> None:
+        self.pixels = pixels
+        self._count = 0
+        self._mean = torch.zeros(pixels.shape[:2], dtype=torch.float64, device=pixels.device)
+        self._square = self._mean.clone()  # sum of squared distances from the mean
+
+    @classmethod
+    def like(cls, x: Tensor, channels: int, height: int, width: int) -> _Map:
+        shape = (x.shape[0], channels, height, width)
+        return cls(torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last))
+
+    def write(self, strip: Tensor, top: int) -> None:
+        """Put a strip in place; each row once."""
+        self.pixels[:, :, top : top + strip.shape[2]] = strip
+        self.count(strip)
+
+    def count(self, strip: Tensor) -> None:
+        """Add the moments of a strip (Chan, Golub and LeVeque, 1979)."""
+        variance, mean = torch.var_mean(strip.float() if strip.dtype.itemsize < 4 else strip, (2, 3), correction=0)
+        mean, variance = mean.double(), variance.double()
+        number = strip.shape[2] * strip.shape[3]
+        total = self._count + number
+        distance = mean - self._mean
+        self._square += variance * number + distance.square() * (self._count * number / total)
+        self._mean += distance * (number / total)
+        self._count = total
+
+    def factors(self, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
+        """Scale and shift of each channel that normalise the map, (N, C, 1, 1)."""
+        means = self._mean.unflatten(1, (norm.num_groups, -1))
+        mean = means.mean(2, keepdim=True)
+        inside = (self._square / self._count).unflatten(1, means.shape[1:])
+        variance = (inside + (means - mean).square()).mean(2, keepdim=True)
+        inverse = torch.rsqrt(variance + norm.eps).expand_as(means).flatten(1)
+        scale = inverse * norm.weight.double()
+        shift = norm.bias.double() - mean.expand_as(means).flatten(1) * scale
+        wide = torch.promote_types(self.pixels.dtype, torch.float32)
+        return scale.to(wide)[..., None, None], shift.to(wide)[..., None, None]
+
+
+@torch.no_grad()
+def encoded_in_strips(encoder: Any, pictures: Tensor) -> Tensor:
+    """What the encoder makes of pictures (N, 3, H, W), before the layer that splits it into moments."""
+    x = _convolved(encoder.conv_in, pictures)
+    for block in encoder.down_blocks:
+        for resnet in block.resnets:
+            x = _resnet(resnet, x)
+        for downsample in block.downsamplers or ():
+            x = _downsampled(downsample, x)
+    return _last(encoder, _middle(encoder.mid_block, x))
+
+
+@torch.no_grad()
+def decoded_in_strips(decoder: Any, latents: Tensor) -> Tensor:
+    """What the decoder makes of latents (N, C, h, w)."""
+    x = _middle(decoder.mid_block, _convolved(decoder.conv_in, latents))
+    for block in decoder.up_blocks:
+        for resnet in block.resnets:
+            x = _resnet(resnet, x)
+        for upsample in block.upsamplers or ():
+            x = _upsampled(upsample, x)
+    return _last(decoder, x)
+
+
+def _strips(x: Tensor, channels: int) -> list[tuple[int, int]]:
+    """First and last row of each strip."""
+    height, width = x.shape[-2:]
+    elements = STRIP_ELEMENTS.get(x.device.type, STRIP_ELEMENTS["cpu"])
+    rows = min(height, max(4, elements // (x.shape[0] * channels * width)))
+    return [(top, min(height, top + rows)) for top in range(0, height, rows)]
+
+
+def _convolve(
+    conv: Callable[[Tensor], Tensor], part: Callable[[int, int], Tensor], top: int, bottom: int, height: int
+) -> Tensor:
+    """Rows ``top`` to ``bottom`` of a 3x3 convolution; ``part`` gives rows of what it reads."""
+    start = max(0, top - 1)
+    return conv(part(start, min(height, bottom + 1)))[:, :, top - start : bottom - start]
+
+
+def _convolved(conv: Any, x: Tensor) -> _Map:
+    out = _Map.like(x, conv.weight.shape[0], *x.shape[-2:])
+    for top, bottom in _strips(x, max(conv.weight.shape[:2])):
+        out.write(_convolve(conv, lambda a, b: x[:, :, a:b], top, bottom, x.shape[2]), top)
+    return out
+
+
+def _activated(x: _Map, norm: nn.GroupNorm, activation: nn.Module) -> Callable[[int, int], Tensor]:
+    """Gives rows of the normalised and activated map."""
+    scale, shift = x.factors(norm)
+
+    def rows(top: int, bottom: int) -> Tensor:
+        strip = x.pixels[:, :, top:bottom]
+        normal = torch.addcmul(shift, strip.to(scale.dtype), scale).to(strip.dtype)
+        return F.silu(normal, inplace=True) if isinstance(activation, nn.SiLU) else activation(normal)
+
+    return rows
+
+
+def _resnet(block: Any, x: _Map) -> _Map:
+    height, width = x.pixels.shape[-2:]
+    hidden = _Map.like(x.pixels, block.conv1.weight.shape[0], height, width)
+    given = _activated(x, block.norm1, block.nonlinearity)
+    for top, bottom in _strips(x.pixels, max(block.conv1.weight.shape[:2])):
+        hidden.write(_convolve(block.conv1, given, top, bottom, height), top)
+    # The residual has no neighbours to read, so that the result can take the place of the input.
+    out = _Map(x.pixels) if block.conv_shortcut is None else _Map.like(x.pixels, hidden.pixels.shape[1], height, width)
+    given = _activated(hidden, block.norm2, block.nonlinearity)
+    for top, bottom in _strips(hidden.pixels, max(block.conv2.weight.shape[:2])):
+        kept = x.pixels[:, :, top:bottom]
+        if block.conv_shortcut is not None:
+            kept = block.conv_shortcut(kept)
+        strip = kept + _convolve(block.conv2, given, top, bottom, height)
+        out.write(strip / block.output_scale_factor if block.output_scale_factor != 1 else strip, top)
+    return out
+
+
+def _middle(block: Any, x: _Map) -> _Map:
+    x = _resnet(block.resnets[0], x)
+    for attention, resnet in zip(block.attentions, block.resnets[1:], strict=True):
+        if attention is not None:
+            seen = attention(x.pixels)
+            x = _Map(seen)
+            x.count(seen)
+        x = _resnet(resnet, x)
+    return x
+
+
+def _upsampled(layer: Any, x: _Map) -> _Map:
+    pixels = x.pixels
+    height, width = pixels.shape[-2:]
+    out = _Map.like(pixels, layer.conv.weight.shape[0], 2 * height, 2 * width)
+    for top, bottom in _strips(pixels, 4 * max(layer.conv.weight.shape[:2])):
+        start = max(0, top - 1)
+        strip = layer(pixels[:, :, start : min(height, bottom + 1)])
+        out.write(strip[:, :, 2 * (top - start) : 2 * (bottom - start)], 2 * top)
+    return out
+
+
+def _downsampled(layer: Any, x: _Map) -> _Map:
+    """The layer pads right and below only: the row behind a strip is what it reads beyond it."""
+    pixels = x.pixels
+    height, width = pixels.shape[-2] // 2, pixels.shape[-1] // 2
+    out = _Map.like(pixels, layer.conv.weight.shape[0], height, width)
+    for top, bottom in _strips(pixels[:, :, ::2], 2 * max(layer.conv.weight.shape[:2])):
+        out.write(layer(pixels[:, :, 2 * top : 2 * bottom + 1])[:, :, : bottom - top], top)
+    return out
+
+
+def _last(network: Any, x: _Map) -> Tensor:
+    given = _activated(x, network.conv_norm_out, network.conv_act)
+    strips = [
+        _convolve(network.conv_out, given, top, bottom, x.pixels.shape[2])
+        for top, bottom in _strips(x.pixels, max(network.conv_out.weight.shape[:2]))
+    ]
+    return torch.cat(strips, 2)
