@@ -51,6 +51,8 @@ class OSEDiff:
         latent_overlap: of these.
         tile_batch: tiles in one call of the UNet.
         vae_tiles: of the VAE with ``compat``; without, it works in strips, which have no seams.
+        memory: gigabytes that weights and working memory may take on the device: text encoder, VAE and UNet then move in when
+            they are used, and out where another needs the room. None: all of them stay there.
         device: where it runs.
         dtype: "auto", or a dtype of all parts.
     """
@@ -70,6 +72,7 @@ class OSEDiff:
         latent_overlap: int = 32,
         tile_batch: int = 4,
         vae_tiles: PublishedTiles | None = None,
+        memory: float | None = None,
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype = "auto",
     ) -> None:
@@ -98,7 +101,11 @@ class OSEDiff:
             merge(base.unet, UNET_ADAPTERS)
             merge(base.vae, [VAE_ADAPTER])
             base.fingerprint = None
-        self.to(device, dtype)
+        self.to(None if memory else device, dtype)
+        if memory is not None:
+            if memory <= 0:
+                raise ConfigError(f"memory={memory}: expected gigabytes above 0, or None.")
+            base.limit_memory(int(memory * 1e9), choose_device(str(device)))
 
     def to(self, device: Any = None, dtype: Any = None) -> Self:
         """Move in place; ``dtype`` may be "auto"."""
@@ -135,7 +142,7 @@ class OSEDiff:
         Raises:
             ConfigError: ``compat`` and a scale that is no whole number.
         """
-        embedding = self.base.text([prompt_text(p) for p in prompts or [None] * lq.shape[0]])
+        embedding = self.base.embed([prompt_text(p) for p in prompts or [None] * lq.shape[0]])
         if self.compat:
             return self._as_published(lq, scale, embedding, noise)
         size = output_size(lq.shape[-2], lq.shape[-1], self.upscale if scale is None else scale)

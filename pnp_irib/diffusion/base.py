@@ -7,7 +7,7 @@ import copy
 import hashlib
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pnp_irib.diffusion.lora import active, adapter_names
+from pnp_irib.diffusion.offload import Offload
 from pnp_irib.diffusion.text import TextEmbedder
 from pnp_irib.errors import WeightsError
 from pnp_irib.runtime import BORROWING, require, store_channels_last
@@ -47,6 +48,7 @@ class StableDiffusion:
             so that adapters made for them do not fit.
         place: where it was loaded from.
         conv_in: the UNet's first convolution as it was loaded; some adapters replace it.
+        offload: moves the parts in and out, see `limit_memory`; None: all stay on the device.
     """
 
     text: TextEmbedder
@@ -56,6 +58,7 @@ class StableDiffusion:
     fingerprint: str | None
     place: str
     conv_in: nn.Module
+    offload: Offload | None = None
     _acting: Acting | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -159,7 +162,9 @@ class StableDiffusion:
 
     @property
     def device(self) -> torch.device:
-        """Where the UNet is."""
+        """Where it works."""
+        if self.offload is not None:
+            return self.offload.device
         device: torch.device = next(self.unet.parameters()).device
         return device
 
@@ -176,10 +181,29 @@ class StableDiffusion:
         return 1 << (levels - 1)
 
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move all parts in place."""
+        """Move all parts in place; with a limit on the memory, the budget moves to the device."""
+        place = None if self.offload is not None else device
         for part in self.modules:
-            nn.Module.to(part, device=device, dtype=dtype)  # that of diffusers warns of modules that are none
+            nn.Module.to(part, device=place, dtype=dtype)  # that of diffusers warns of modules that are none
+        if self.offload is not None and device is not None and device != self.offload.device:
+            self.limit_memory(self.offload.memory, device)
         return self
+
+    def limit_memory(self, memory: int, device: torch.device) -> None:
+        """From now on, let text encoder, VAE and UNet take turns on ``device`` within ``memory`` bytes. For inference."""
+        self.offload = Offload({"text": self.text.encoder, "vae": self.vae, "unet": self.unet}, device, memory)
+        nn.Module.to(self.conv_in, device)
+
+    def stage(self, name: str, working: int = 0) -> contextlib.AbstractContextManager[None]:
+        """Have "text", "vae" or "unet" on the device inside; ``working`` is its working memory, bytes."""
+        return contextlib.nullcontext() if self.offload is None else self.offload.stage(name, working)
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings (N, length, width) of texts, see `TextEmbedder`."""
+        if self.text.knows(texts):
+            return self.text(texts)
+        with self.stage("text"):
+            return self.text(texts)
 
 
 def fingerprint_of(*modules: nn.Module) -> str:

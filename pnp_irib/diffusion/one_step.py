@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pnp_irib.diffusion.latents import LatentTiles, predict_in_tiles
+from pnp_irib.diffusion.offload import unet_bytes, vae_bytes
 from pnp_irib.diffusion.vae import VaeMode, decode, encode, sample_posterior
 
 if TYPE_CHECKING:
@@ -60,11 +61,13 @@ def one_step(
         draw: gives standard normal numbers of a shape; None: the mean of the posterior is taken instead of a sample.
         timestep: whose noise the UNet is asked for.
         plan: tiles for a latent of (height, width).
-        batch: tiles in one call of the UNet.
+        batch: tiles in one call of the UNet at most.
         vae_mode: how the VAE works on large pictures.
         stray_noise: add the 1e-10 of a second draw, as the scheduler of the published code does.
     """
-    mean, logvar = encode(base.vae, pictures, vae_mode)
+    size, pixels = pictures.dtype.itemsize, pictures.shape[0] * pictures.shape[2] * pictures.shape[3]
+    with base.stage("vae", vae_bytes(base.vae, pixels, size, decoder=False)):
+        mean, logvar = encode(base.vae, pictures, vae_mode)
     sample = mean if draw is None else sample_posterior(mean, logvar, draw(tuple(mean.shape)))
     latent = sample * base.vae.config.scaling_factor
     times = torch.full((1,), timestep, device=latent.device)
@@ -73,10 +76,16 @@ def one_step(
         found: Tensor = base.unet(part, times, encoder_hidden_states=embedding[of]).sample
         return found
 
-    noise = predict_in_tiles(predict, latent, plan(*latent.shape[-2:]), batch=batch)
+    tiles = plan(latent.shape[-2], latent.shape[-1])
+    count, positions = (batch, tiles.height * tiles.width) if tiles else (latent.shape[0], latent.shape[-2] * latent.shape[-1])
+    if tiles and base.offload is not None:  # as many tiles in a call as the budget holds
+        count = max(1, min(batch, base.offload.room("unet") // unet_bytes(base.unet, positions, size)))
+    with base.stage("unet", unet_bytes(base.unet, count * positions, size)):
+        noise = predict_in_tiles(predict, latent, tiles, batch=count)
     alpha = base.alphas[timestep].item()
     denoised = (latent - (1 - alpha) ** 0.5 * noise) / alpha**0.5
     if stray_noise and draw is not None:
         denoised = denoised + 1e-10 * draw(tuple(denoised.shape))
-    picture = decode(base.vae, denoised.to(latent.dtype) / base.vae.config.scaling_factor, vae_mode)
+    with base.stage("vae", vae_bytes(base.vae, pixels, size, decoder=True)):
+        picture = decode(base.vae, denoised.to(latent.dtype) / base.vae.config.scaling_factor, vae_mode)
     return OneStepResult(latent, noise, denoised, picture.to(pictures.dtype).clamp(-1, 1))

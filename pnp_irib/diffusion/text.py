@@ -26,7 +26,11 @@ class TextEmbedder:
         self.tokenizer = tokenizer
         self.encoder = encoder
         self._known: OrderedDict[str, Tensor] = OrderedDict()
-        self._of: tuple[torch.device, torch.dtype] | None = None
+        self._of: torch.dtype | None = None
+
+    def knows(self, texts: Sequence[str]) -> bool:
+        """Whether all these are kept."""
+        return self._of == self.encoder.dtype and all(text in self._known for text in texts)
 
     def forget(self) -> None:
         """Drop the embeddings that are kept."""
@@ -41,14 +45,17 @@ class TextEmbedder:
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """(N, length, width), one a text; padding is read like words, as Stable Diffusion was trained."""
-        place = (self.encoder.device, self.encoder.dtype)
-        if self._of != place:
-            self.forget()
-            self._of = place
+        """(N, length, width), one a text, on the device where the encoder read it.
+
+        Padding is read like words, as Stable Diffusion was trained.
+        """
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if self._of != self.encoder.dtype:
+            self.forget()
+            self._of = self.encoder.dtype
+            new = list(dict.fromkeys(texts))
         for text in new:  # one at a time: the same alone and in a batch
-            self._known[text] = self.encoder(self.tokens([text]).to(place[0]))[0][0]
+            self._known[text] = self.encoder(self.tokens([text]).to(self.encoder.device))[0][0]
         result = torch.stack([self._known[text] for text in texts])
         for text in texts:
             self._known.move_to_end(text)

@@ -76,8 +76,8 @@ class LatentPrior:
         given = pad_to(restored, multiple_of=base.factor).to(base.device, base.dtype) * 2 - 1
         with base.as_loaded():
             latents = encode(base.vae, given)[0] * base.vae.config.scaling_factor
-            embedding = base.text(texts).to(base.device)
-            negative = base.text([config.negative] * len(restored)).to(base.device)
+            embedding = base.embed(texts).to(base.device)
+            negative = base.embed([config.negative] * len(restored)).to(base.device)
         timesteps, noise = self._draw(latents, generator)
         self._seen = latents.detach(), embedding
         if config.kind == "score-matching":

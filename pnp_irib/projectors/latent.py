@@ -163,7 +163,7 @@ class LatentProjector(Projector):
             result = one_step(
                 base,
                 given.to(device=base.device, dtype=base.dtype),
-                base.text(texts).to(device=base.device, dtype=base.dtype),
+                base.embed(texts).to(device=base.device, dtype=base.dtype),
                 draw=None,
                 timestep=self.architecture.timestep,
                 plan=_plan,
@@ -183,8 +183,9 @@ class LatentProjector(Projector):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for part in self.base.modules:
-            part._apply(fn)
+        if self.base.offload is None:
+            for part in self.base.modules:
+                part._apply(fn)
         return self
 
 

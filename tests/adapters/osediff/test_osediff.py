@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,24 @@ def test_merged_and_active_lora_agree(model: Path, restorer: OSEDiff) -> None:
         torch.testing.assert_close(separate.restore(lq), restorer.restore(lq), atol=1e-4, rtol=0)
     assert not adapter_names(restorer.base.unet)
     assert adapter_names(separate.base.unet) == {"default_encoder", "default_decoder", "default_others"}
+
+
+def test_a_memory_budget_changes_the_way_and_not_the_result(model: Path, restorer: OSEDiff) -> None:
+    lq = picture(30, 52)
+    options = {"latent_tile": 12, "latent_overlap": 4}
+    limited = build(model, memory=0.0005, **options)
+    calls: list[int] = []
+    limited.base.unet.register_forward_pre_hook(lambda module, given: calls.append(len(given[0])))
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a budget that small is exceeded
+        found = limited.restore(lq, prompts=[Prompt("cat")])
+    with torch.no_grad():
+        torch.testing.assert_close(found, build(model, **options).restore(lq, prompts=[Prompt("cat")]), atol=1e-5, rtol=0)
+    assert max(calls) == 1  # instead of four tiles
+    assert limited.base.offload is not None
+    assert limited.base.offload.present == ("vae",)
+    with pytest.raises(ConfigError, match="above 0"):
+        build(model, memory=-1)
 
 
 def test_strips_and_gradients_go_the_same_way(restorer: OSEDiff) -> None:
