@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import platform
 import statistics
 import time
@@ -95,7 +96,7 @@ def random_base(
         use_linear_projection=True,
         down_block_types=cross,
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-        norm_num_groups=16,
+        norm_num_groups=min(32, math.gcd(*unet) // 4),
     )
     autoencoder: Any = AutoencoderKL(
         block_out_channels=vae,

@@ -21,7 +21,7 @@ from pnp_irib.diffusion.text import TextEmbedder
 from pnp_irib.errors import WeightsError
 from pnp_irib.runtime import BORROWING, require, store_channels_last
 
-__all__ = ["StableDiffusion", "fingerprint_of"]
+__all__ = ["StableDiffusion", "fingerprint_of", "known_as"]
 
 _SAMPLED = 256  # values of a weight that go into the fingerprint
 PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
@@ -46,7 +46,7 @@ class StableDiffusion:
         alphas: products of 1 - beta by timestep, (T,) float32.
         fingerprint: of the weights of VAE and UNet as they were loaded, see `fingerprint_of`; None: they were changed since,
             so that adapters made for them do not fit.
-        place: where it was loaded from.
+        place: where it was loaded from, see `known_as`.
         conv_in: the UNet's first convolution as it was loaded; some adapters replace it.
         offload: moves the parts in and out, see `limit_memory`; None: all stay on the device.
     """
@@ -96,7 +96,9 @@ class StableDiffusion:
         for part in (encoder, vae, unet):
             part.eval().requires_grad_(False)
         kept = copy.deepcopy(unet.conv_in)
-        return cls(TextEmbedder(tokenizer, encoder), vae, unet, alphas.float(), fingerprint_of(vae, unet), str(place), kept)
+        return cls(
+            TextEmbedder(tokenizer, encoder), vae, unet, alphas.float(), fingerprint_of(vae, unet), known_as(place), kept
+        )
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -204,6 +206,12 @@ class StableDiffusion:
             return self.text(texts)
         with self.stage("text"):
             return self.text(texts)
+
+
+def known_as(place: str | Path) -> str:
+    """One spelling of a place: folders are absolute, names on the Hub stay."""
+    text = str(place)
+    return text if text.startswith("hf-hub:") else str(Path(text.removeprefix("local-dir:")).expanduser().resolve())
 
 
 def fingerprint_of(*modules: nn.Module) -> str:

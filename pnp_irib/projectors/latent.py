@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pnp_irib.diffusion.base import StableDiffusion
+from pnp_irib.diffusion.base import StableDiffusion, known_as
 from pnp_irib.diffusion.latents import LatentTiles, plan_latent_tiles
 from pnp_irib.diffusion.lora import UNET_LAYERS, adapter_module, adapter_tensors, add_adapter, layers_named
 from pnp_irib.diffusion.one_step import one_step
@@ -105,7 +105,7 @@ class LatentProjector(Projector):
         fits = False
         if isinstance(base, StableDiffusion) and base.fingerprint is not None:
             named = architecture.fingerprint
-            fits = base.place == architecture.base if named is None else base.fingerprint == named
+            fits = base.place == known_as(architecture.base) if named is None else base.fingerprint == named
         return cls(architecture, base if fits else None)
 
     @property

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pnp_irib.any_size import fit_grid, restore_any_size
 from pnp_irib.classifiers import EfficientNetLite, weight_file
-from pnp_irib.diffusion.base import StableDiffusion
+from pnp_irib.diffusion.base import StableDiffusion, known_as
 from pnp_irib.errors import ConfigError
 from pnp_irib.images.atomic import atomic_file
 from pnp_irib.images.resize import resize
@@ -164,7 +164,7 @@ class _Session:
         config = self.config.prior
         if config is None:
             return None
-        if self.base is not None and config.base in (None, self.base.place):
+        if self.base is not None and (config.base is None or known_as(config.base) == self.base.place):
             return LatentPrior(config, self.base)
         return LatentPrior(config, StableDiffusion.load(str(config.base)).to(self.accelerator.device))
 

@@ -41,7 +41,12 @@ def write(folder: Path, photographs: Path, **changes: Any) -> Path:
         "restorer": "osediff",
         "through": {
             "name": "osediff",
-            "options": {"base": PLACE, "checkpoint": str(MODEL / "osediff.pkl"), "merged": False, "process_size": 16},
+            "options": {
+                "base": f"{PLACE}/../sd21base",
+                "checkpoint": str(MODEL / "osediff.pkl"),
+                "merged": False,
+                "process_size": 16,
+            },
         },
         "objective": {"lq": 1.0, "hq": 0.5, "hq_prior": 0.05},
         "prior": {"kind": "vsd", "guidance": 2.0, "lr": 1e-3},
