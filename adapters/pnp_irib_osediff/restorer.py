@@ -16,7 +16,7 @@ from pnp_irib.diffusion.latents import LatentTiles, plan_latent_tiles
 from pnp_irib.diffusion.lora import merge
 from pnp_irib.diffusion.one_step import OneStepResult, one_step
 from pnp_irib.diffusion.vae import PublishedTiles, VaeMode
-from pnp_irib.errors import ConfigError, InputError, WeightsError, did_you_mean
+from pnp_irib.errors import ConfigError, WeightsError, did_you_mean
 from pnp_irib.images.color import ColorMatch, match_color
 from pnp_irib.images.padding import pad_to
 from pnp_irib.images.resize import resize
@@ -200,18 +200,13 @@ class OSEDiff:
         factor = self.upscale if scale is None else scale
         if factor != int(factor) or factor < 1:
             raise ConfigError(f"scale={factor}: the published script enlarges by whole numbers. Leave compat out for others.")
-        if lq.shape[0] != 1 and noise is not None:
-            raise InputError("compat='upstream' draws the noise of one picture at a time, as the published script does.")
-        results = []
-        for n, picture in enumerate(lq):
-            given = picture.detach().float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
-            seen = enlarge(given, upscale=int(factor), process_size=self.process_size)
-            tensor = torch.from_numpy(seen).permute(2, 0, 1)[None].float() / 255
-            network = self.step(tensor * 2 - 1, embedding[n : n + 1], noise).picture[0]
-            done = torch.from_numpy(finish(network.detach(), seen, self.color)).permute(2, 0, 1)[None].float() / 255
-            done = done.to(device=lq.device, dtype=lq.dtype)
-            results.append(done if scale is None else resize(done, output_size(lq.shape[-2], lq.shape[-1], factor)))
-        return torch.cat(results)
+        given = lq.detach().float().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        seen = [enlarge(picture, upscale=int(factor), process_size=self.process_size) for picture in given]
+        pictures = torch.stack([torch.from_numpy(picture) for picture in seen]).permute(0, 3, 1, 2).float() / 255
+        found = self.step(pictures * 2 - 1, embedding, noise).picture.detach()
+        eight = [torch.from_numpy(finish(one, other, self.color)) for one, other in zip(found, seen, strict=True)]
+        done = (torch.stack(eight).permute(0, 3, 1, 2).float() / 255).to(device=lq.device, dtype=lq.dtype)
+        return done if scale is None else resize(done, output_size(lq.shape[-2], lq.shape[-1], factor))
 
 
 def prompt_text(prompt: Prompt | None, user: str = "") -> str:

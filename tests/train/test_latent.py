@@ -42,7 +42,7 @@ def write(folder: Path, photographs: Path, **changes: Any) -> Path:
         "through": {
             "name": "osediff",
             "options": {
-                "base": f"{PLACE}/../sd21base",
+                "base": f"{PLACE}/../sd21base",  # another spelling of the same place
                 "checkpoint": str(MODEL / "osediff.pkl"),
                 "merged": False,
                 "process_size": 16,

@@ -83,6 +83,16 @@ def test_a_memory_budget_changes_the_way_and_not_the_result(model: Path, restore
         build(model, memory=-1)
 
 
+def test_the_published_steps_take_batches_too(model: Path) -> None:
+    published = build(model, compat="upstream")
+    both, prompts = torch.cat((picture(8, 9, seed=1), picture(8, 9, seed=2))), [Prompt("cat"), Prompt("dog")]
+    with torch.no_grad():
+        found = published.restore(both, prompts=prompts, noise=SeededNoise([3, 4]))
+        alone = published.restore(both[1:], prompts=prompts[1:], noise=SeededNoise([4]))
+    assert found.shape == (2, 3, 32, 32)  # multiples of 8
+    assert (found[1:] - alone).abs().max() <= 3.1 / 255  # matching the colours amplifies a level
+
+
 def test_strips_and_gradients_go_the_same_way(restorer: OSEDiff) -> None:
     lq = torch.nn.functional.interpolate(picture(4, 6), size=(24, 36), mode="bicubic").clamp(0, 1)
     with torch.enable_grad():  # in one piece
