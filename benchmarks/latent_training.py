@@ -48,10 +48,10 @@ def main() -> None:
     for batch in args.batches:
         elq = torch.rand(batch, 3, args.size // 4, args.size // 4, device=args.device)
         hq = torch.rand(batch, 3, args.size, args.size, device=args.device)
-        prompts = [PROMPT] * batch
         for checkpointing in (False, True):
 
             def step(elq: torch.Tensor = elq, hq: torch.Tensor = hq, on: bool = checkpointing) -> None:
+                prompts = [PROMPT] * len(elq)
                 generator = torch.Generator().manual_seed(0)
                 with base.checkpointing() if on else contextlib.nullcontext():
                     with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16):
