@@ -206,7 +206,7 @@ class WrappedRestorer:
         strength: float = 1.0,
         tile: int | str | None = "auto",
         color: ColorMatch | None = None,
-        color_reference: ColorReference = "elq",
+        color_reference: ColorReference = "lq",
         max_pixels: int | None = None,
         max_output_pixels: int | None = None,
     ) -> Any:
@@ -222,7 +222,7 @@ class WrappedRestorer:
             tile: side of the tiles in input pixels; "auto": tiles where more than 512 MiB would be needed; None: never.
             color: how the result takes over the colours of a reference, "adain" (mean and spread of each channel) or "wavelet"
                 (low frequencies); None: only as the restorer does by itself, if at all.
-            color_reference: "elq" is the input, "lq" the projector's estimate.
+            color_reference: "lq" is the projector's estimate, "elq" the input.
             max_pixels: largest input; None: the default cap of `read_picture`.
             max_output_pixels: largest output; None: 72 megapixels.
 
@@ -338,7 +338,7 @@ class WrappedRestorer:
         seed: int,
         tile: int | str | None,
         color: str | None = None,
-        color_reference: str = "elq",
+        color_reference: str = "lq",
     ) -> None:
         """Check what can be checked before there is a picture; the options are those of a call.
 

@@ -144,7 +144,7 @@ def restore(
     color: Annotated[
         str | None, typer.Option(help="Take colours over from a reference: adain, wavelet; default: as the restorer does.")
     ] = None,
-    color_reference: Annotated[str, typer.Option(help="elq (the input) or lq (what the projector makes of it).")] = "elq",
+    color_reference: Annotated[str, typer.Option(help="lq (the projector's estimate) or elq (the input).")] = "lq",
     device: Device = "auto",
     dtype: Dtype = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,

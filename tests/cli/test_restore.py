@@ -365,3 +365,16 @@ def test_a_restorer_of_another_package_needs_no_options(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "b.png") as image:
         assert image.size == (10, 8)
+
+
+def test_colours_are_matched_on_request(crop: Crop, tmp_path: Path) -> None:
+    picture = crop(tmp_path / "in.png")
+    told = [
+        json.loads(restore(picture, "-o", tmp_path / f"{n}.png", "--json", *options).stdout)["used"]["color"]
+        for n, options in enumerate([(), ("--color", "adain"), ("--color", "wavelet", "--color-reference", "elq")])
+    ]
+    assert told == [None, "adain to lq", "wavelet to elq"]
+    assert len({(tmp_path / f"{n}.png").read_bytes() for n in range(3)}) == 3
+    done = restore(picture, "-o", tmp_path / "bad.png", "--color", "sepia")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "adain, wavelet" in done.stderr
