@@ -144,6 +144,17 @@ def test_checkpointing_takes_the_same_way(photographs: Path, tmp_path: Path) -> 
         torch.testing.assert_close(found[1][name], value, atol=1e-5, rtol=1e-3, msg=name)
 
 
+def test_bfloat16_trains_float32_weights(photographs: Path, tmp_path: Path) -> None:
+    found = []
+    for precision in ("no", "bf16"):
+        config = load_config(write(tmp_path, photographs, steps=2, precision=precision, gradient_checkpointing=True))
+        found.append(load_file(train(config, tmp_path / precision, show_progress=False) / "model.safetensors"))
+    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in found[1].values())
+    assert any(not torch.equal(value, found[1][name]) for name, value in found[0].items())
+    for name, value in found[0].items():
+        assert (found[1][name] - value).abs().mean() < 0.02
+
+
 def test_the_loss_falls(photographs: Path, tmp_path: Path) -> None:
     config = load_config(write(tmp_path, photographs, steps=40, checkpoint_every=40, ema=0.9, lr=1e-2))
     newest = train(config, tmp_path / "run", show_progress=False)
