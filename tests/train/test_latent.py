@@ -145,10 +145,11 @@ def test_checkpointing_takes_the_same_way(photographs: Path, tmp_path: Path) -> 
 
 
 def test_bfloat16_trains_float32_weights(photographs: Path, tmp_path: Path) -> None:
-    found = []
-    for precision in ("no", "bf16"):
-        config = load_config(write(tmp_path, photographs, steps=2, precision=precision, gradient_checkpointing=True))
-        found.append(load_file(train(config, tmp_path / precision, show_progress=False) / "model.safetensors"))
+    path = write(tmp_path, photographs, steps=2, precision="bf16", gradient_checkpointing=True)
+    # accelerate allows one precision a process
+    subprocess.run([*COMMAND, str(path), "--run", str(tmp_path / "half")], check=True, capture_output=True)
+    whole = train(load_config(write(tmp_path, photographs, steps=2)), tmp_path / "whole", show_progress=False)
+    found = [load_file(folder / "model.safetensors") for folder in (whole, tmp_path / "half" / "projector")]
     assert all(value.dtype == torch.float32 and value.isfinite().all() for value in found[1].values())
     assert any(not torch.equal(value, found[1][name]) for name, value in found[0].items())
     for name, value in found[0].items():
