@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pnp_irib import wrap
+from pnp_irib.diffusion.base import StableDiffusion
 from pnp_irib.errors import ConfigError
 from pnp_irib.images.resize import resize
 from pnp_irib.irib import lq_reconstruction
@@ -92,6 +93,11 @@ def test_only_the_lora_changes(photographs: Path, tmp_path: Path) -> None:
             return [restored, prior._frozen(latents, times, base.text(["cat"])), critic, projector.project(picture)]
 
     before = acts()
+    alone = StableDiffusion.load(PLACE)
+    with torch.no_grad():
+        expected = alone.unet(latents, times, encoder_hidden_states=alone.text(["cat"])).sample
+    torch.testing.assert_close(before[1], expected, atol=1e-5, rtol=0, msg="the prior is not the model as it was loaded")
+    torch.testing.assert_close(before[2], expected, atol=1e-5, rtol=0, msg="a young critic is the prior")
     first = {name: value.detach().clone() for name, value in projector.named_parameters()}
     losses = [session.step(step) for step in range(3)]
     assert {"lq", "hq", "hq_prior", "critic", "total"} <= losses[0].keys()
