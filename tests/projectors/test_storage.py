@@ -187,8 +187,11 @@ DAMAGES = {
     ),
     "weights no object": (edit(lambda c: c.update(weights=3)), r"'weights' must hold"),
     "architecture no object": (edit(lambda c: c.update(architecture=[1])), r"projector kind None is unknown"),
-    "unknown kind": (edit(lambda c: c["architecture"].update(kind="latent9")), r"kind 'latent9' is unknown; known: pixel"),
-    "kind no text": (edit(lambda c: c["architecture"].update(kind=["pixel"])), r"is unknown; known: pixel"),
+    "unknown kind": (
+        edit(lambda c: c["architecture"].update(kind="latent9")),
+        r"kind 'latent9' is unknown; known: latent, pixel",
+    ),
+    "kind no text": (edit(lambda c: c["architecture"].update(kind=["pixel"])), r"is unknown; known: latent, pixel"),
     "sizes that do not fit": (
         edit(lambda c: c["architecture"].update(encoder_blocks=[1, 1])),
         r"encoder_blocks states 2 levels; 2 widths need 1",

@@ -141,15 +141,6 @@ def test_kill_and_resume_gives_the_same_trajectory_and_a_projector_for_wrap(phot
     assert (result.restored - wrap(robust.restorer, projector=None)(result.picture.rgb).restored).abs().max() > 1e-3
 
 
-def test_checkpointing_takes_the_same_way(photographs: Path, tmp_path: Path) -> None:
-    found = []
-    for checkpointing in (False, True):
-        config = load_config(write(tmp_path, photographs, steps=2, gradient_checkpointing=checkpointing))
-        found.append(load_file(train(config, tmp_path / str(checkpointing), show_progress=False) / "model.safetensors"))
-    for name, value in found[0].items():
-        torch.testing.assert_close(found[1][name], value, atol=1e-5, rtol=1e-3, msg=name)
-
-
 def test_bfloat16_trains_float32_weights(photographs: Path, tmp_path: Path) -> None:
     path = write(tmp_path, photographs, steps=2, precision="bf16", gradient_checkpointing=True)
     # accelerate allows one precision a process
@@ -163,7 +154,7 @@ def test_bfloat16_trains_float32_weights(photographs: Path, tmp_path: Path) -> N
 
 
 def test_the_loss_falls(photographs: Path, tmp_path: Path) -> None:
-    config = load_config(write(tmp_path, photographs, steps=40, checkpoint_every=40, ema=0.9, lr=1e-2))
+    config = load_config(write(tmp_path, photographs, steps=25, checkpoint_every=25, ema=0.8, lr=1e-2))
     newest = train(config, tmp_path / "run", show_progress=False)
     trained = Projector.from_pretrained(newest)
     with torch.random.fork_rng(devices=[]):
