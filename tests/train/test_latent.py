@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +52,24 @@ def write(folder: Path, photographs: Path, **changes: Any) -> Path:
         },
         "objective": {"lq": 1.0, "hq": 0.5, "hq_prior": 0.05},
         "prior": {"kind": "vsd", "guidance": 2.0, "lr": 1e-3},
-        "steps": 6,
+        "steps": 4,
         "batch": 2,
         "lr": 2e-3,
         "warmup": 2,
-        "checkpoint_every": 2,
+        "checkpoint_every": 1,
     } | changes
     path = folder / "latent.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small are slower on several."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -125,7 +135,7 @@ def test_kill_and_resume_gives_the_same_trajectory_and_a_projector_for_wrap(phot
     process.wait()
     first = latest_checkpoint(killed)
     assert first is not None
-    assert first.name != "step-0000006", "the run was over before it could be killed"
+    assert first.name != "step-0000004", "the run was over before it could be killed"
     with pytest.raises(ConfigError, match="--resume"):
         train(load_config(path), killed, show_progress=False)
     subprocess.run([*COMMAND, str(path), "--run", str(killed), "--resume"], check=True, capture_output=True)
@@ -141,6 +151,7 @@ def test_kill_and_resume_gives_the_same_trajectory_and_a_projector_for_wrap(phot
     assert (result.restored - wrap(robust.restorer, projector=None)(result.picture.rgb).restored).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_float32_weights(photographs: Path, tmp_path: Path) -> None:
     path = write(tmp_path, photographs, steps=2, precision="bf16", gradient_checkpointing=True)
     # accelerate allows one precision a process
@@ -154,7 +165,8 @@ def test_bfloat16_trains_float32_weights(photographs: Path, tmp_path: Path) -> N
 
 
 def test_the_loss_falls(photographs: Path, tmp_path: Path) -> None:
-    config = load_config(write(tmp_path, photographs, steps=25, checkpoint_every=25, ema=0.8, lr=1e-2))
+    changes: dict[str, Any] = {"steps": 15, "checkpoint_every": 15, "ema": 0.7, "lr": 1e-2}
+    config = load_config(write(tmp_path, photographs, objective={"lq": 1.0, "hq": 0.5}, prior=None, **changes))
     newest = train(config, tmp_path / "run", show_progress=False)
     trained = Projector.from_pretrained(newest)
     with torch.random.fork_rng(devices=[]):
