@@ -21,7 +21,6 @@ from pnp_irib_osediff.restorer import OSEDiff
 MODELS: dict[str, dict[str, Any]] = {
     "narrow": {"unet": (16, 16, 32, 32), "heads": (1, 2, 4, 1), "vae": (32, 32, 64, 32), "text": (16, 2, 1), "rank": 1},
     "uneven": {"unet": (48, 32, 16, 64), "heads": (3, 2, 1, 4), "vae": (64, 32, 32, 32), "text": (40, 5, 2), "rank": 6},
-    "deep": {"unet": (32, 32, 32, 32), "heads": (2, 2, 2, 2), "vae": (32, 32, 32, 32), "text": (32, 1, 4), "rank": 4},
 }
 
 
