@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pnp_irib.diffusion.lora import active, adapter_names
@@ -90,7 +91,7 @@ class StableDiffusion:
                 encoder = CLIPTextModel.from_pretrained(name, subfolder="text_encoder", dtype=dtype, **options)
                 vae = AutoencoderKL.from_pretrained(name, subfolder="vae", torch_dtype=dtype, **options)
                 unet = UNet2DConditionModel.from_pretrained(name, subfolder="unet", torch_dtype=dtype, **options)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise WeightsError(f"the base model {place} cannot be read: {reason}") from error
         for part in (encoder, vae, unet):
@@ -224,7 +225,8 @@ def fingerprint_of(*modules: nn.Module) -> str:
     for module in modules:
         for name, value in module.state_dict().items():
             flat = value.detach().flatten()
-            chosen = flat[torch.linspace(0, len(flat) - 1, min(len(flat), _SAMPLED)).long()]
+            count = min(len(flat), _SAMPLED)  # whole numbers: float32 cannot count the larger weights
+            chosen = flat[torch.arange(count, device=flat.device) * (len(flat) - 1) // max(1, count - 1)]
             digest.update(f"{name} {tuple(value.shape)}".encode())
             digest.update(chosen.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
     return digest.hexdigest()

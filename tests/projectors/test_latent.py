@@ -219,3 +219,13 @@ def test_fingerprints_tell_models_apart_but_not_dtypes(base: StableDiffusion) ->
     with torch.no_grad():
         base.unet.conv_out.bias[0] += 0.01
     assert fingerprint_of(base.vae, base.unet) != base.fingerprint
+
+
+def test_the_largest_weights_have_a_fingerprint() -> None:
+    from pnp_irib.diffusion.base import fingerprint_of
+
+    large = torch.nn.Linear(2**12, 2**12 + 2**11, bias=False)  # more values than float32 can count
+    first = fingerprint_of(large)
+    with torch.no_grad():
+        large.weight[-1, -1] += 1
+    assert fingerprint_of(large) != first
