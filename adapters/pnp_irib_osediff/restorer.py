@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pnp_irib.diffusion.base import StableDiffusion
 from pnp_irib.diffusion.latents import LatentTiles, plan_latent_tiles
-from pnp_irib.diffusion.lora import merge
+from pnp_irib.diffusion.lora import adapter_names, merge
 from pnp_irib.diffusion.one_step import OneStepResult, one_step
 from pnp_irib.diffusion.vae import PublishedTiles, VaeMode
 from pnp_irib.errors import ConfigError, WeightsError, did_you_mean
@@ -95,7 +95,14 @@ class OSEDiff:
         if vae_tiles is not None and not compat:
             raise ConfigError("vae_tiles are for compat='upstream'; without it the VAE works in strips, which have no seams.")
         self.vae_mode: VaeMode = (vae_tiles or PublishedTiles()) if compat else "strips"
-        checkpoint.install(base.unet, base.vae)
+        taken = adapter_names(base.unet) | adapter_names(base.vae)
+        if base.fingerprint is None or taken & {*UNET_ADAPTERS, VAE_ADAPTER} or (merged and taken):
+            raise ConfigError(
+                "the base model is in use: its weights were changed, or carry adapters that this would change. Load another "
+                "base; where a projector is to share it, build the restorer first, with merged=False."
+            )
+        with torch.random.fork_rng(devices=[]):  # initial values are drawn, though they are replaced at once
+            checkpoint.install(base.unet, base.vae)
         self.merged = merged
         if merged:
             merge(base.unet, UNET_ADAPTERS)

@@ -267,6 +267,13 @@ def bench(
     run(output, options)
 
 
+OWN_OPTIONS = {
+    **{name: f"Use --{name}." for name in ("restorer", "projector", "lfo", "scale", "dtype")},
+    "device": "Use --device, where the command has it.",
+    **dict.fromkeys(("self", "name", "extractor", "multiple_of", "min_size", "lq_profile"), "It concerns other objects."),
+}
+
+
 def restorer_options(texts: list[str] | None) -> dict[str, Any]:
     """The values of ``--option``, as YAML reads them: numbers, true and false, null, else text."""
     import yaml
@@ -276,6 +283,8 @@ def restorer_options(texts: list[str] | None) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
             raise typer.BadParameter(f"{text!r}: expected NAME=VALUE, such as weights=PATH.", param_hint="--option")
+        if name in OWN_OPTIONS:
+            raise typer.BadParameter(f"{name} is no option of a restorer. {OWN_OPTIONS[name]}", param_hint="--option")
         try:
             read = yaml.safe_load(value)
         except yaml.YAMLError:

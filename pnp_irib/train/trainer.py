@@ -158,7 +158,8 @@ class _Session:
             )
         if restorer.spec.scale not in (None, SCALE):
             raise ConfigError(f"{restorer.spec.name} enlarges by {restorer.spec.scale}; training is for {SCALE}.")
-        return restorer.to(self.accelerator.device)
+        # In float32 whatever the CPU likes best: a projector may put its weights on the restorer's base.
+        return restorer.to(self.accelerator.device, torch.float32)
 
     def _load_prior(self) -> LatentPrior | None:
         config = self.config.prior

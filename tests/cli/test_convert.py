@@ -66,7 +66,12 @@ def test_options_of_the_restorer(crop: Crop, tmp_path: Path) -> None:
     where = ("-O", f"base={model / 'sd21base'}", "-O", f"checkpoint={model / 'osediff.pkl'}")
     done = pnp("restore", picture, "-o", tmp_path / "out.png", "-r", "osediff", "-p", "none", *where, "-O", "process_size=64")
     assert (done.returncode, files(tmp_path)) == (0, ["in.png", "out.png"]), done.stderr
-    for wrong, said in (("process_size", "NAME=VALUE"), ("no_such=1", "no_such"), ("compat=x", "upstream")):
+    for wrong, said in (
+        ("process_size", "NAME=VALUE"),
+        ("no_such=1", "no_such"),
+        ("compat=x", "upstream"),
+        ("dtype=bfloat16", "--dtype"),
+    ):
         done = pnp("restore", picture, "-o", tmp_path / "out2.png", "-r", "osediff", *where, "-O", wrong)
         assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
         assert said in done.stderr

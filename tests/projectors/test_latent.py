@@ -186,7 +186,7 @@ def test_saved_are_the_lora_and_the_first_convolution(base: StableDiffusion, tmp
     robust = wrap("osediff", base=PLACE, checkpoint=MODEL / "osediff.pkl", merged=False, projector=f"local-dir:{folder}")
     assert isinstance(robust.projector, LatentProjector)
     assert robust.projector.base is robust.restorer.base  # type: ignore[attr-defined]
-    merged = wrap(osediff(copy.deepcopy(again.base), merged=True), projector=folder)
+    merged = wrap(osediff(StableDiffusion.load(PLACE), merged=True), projector=folder)
     assert isinstance(merged.projector, LatentProjector)
     assert merged.projector.base is not merged.restorer.base  # type: ignore[attr-defined]
     with torch.no_grad():
@@ -206,7 +206,7 @@ def test_another_base_is_refused(base: StableDiffusion, tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(WeightsError, match="nowhere"):
         Projector.from_pretrained(folder)
-    changed = osediff(base, merged=True).base
+    changed = osediff(StableDiffusion.load(PLACE), merged=True).base
     with pytest.raises(WeightsError, match="merged=False"):
         LatentProjector(LatentArchitecture(base=PLACE), changed)
 

@@ -93,6 +93,19 @@ def test_the_published_steps_take_batches_too(model: Path) -> None:
     assert (found[1:] - alone).abs().max() <= 3.1 / 255  # matching the colours amplifies a level
 
 
+def test_a_base_in_use_is_not_changed_under_its_user(model: Path) -> None:
+    for first in (True, False):
+        used, lq = build(model, merged=first), picture(8, 8)
+        state = torch.get_rng_state()
+        with torch.no_grad():
+            before = used.restore(lq)
+            for merged in (True, False):
+                with pytest.raises(ConfigError, match="in use"):
+                    load_osediff_face(used.base, model / "osediff_face.pkl", merged=merged)
+            assert torch.equal(used.restore(lq), before)
+        assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_strips_and_gradients_go_the_same_way(restorer: OSEDiff) -> None:
     lq = torch.nn.functional.interpolate(picture(4, 6), size=(24, 36), mode="bicubic").clamp(0, 1)
     with torch.enable_grad():  # in one piece
