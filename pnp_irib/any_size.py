@@ -49,12 +49,13 @@ def fit_grid(estimate: Tensor, elq: Tensor, spec: RestorerSpec, scale: float | N
         estimate: (N, 3, e * H, e * W), e being the projector's enlargement.
         elq: (N, 3, H, W), its input.
         spec: of the restorer.
-        scale: of the result over ``elq``; None: the restorer's own, for one of any scale the projector's enlargement.
+        scale: of the result over ``elq``; None: the restorer's own, and where it has none the projector's enlargement.
     """
     if estimate.shape[-2:] == elq.shape[-2:]:
         return estimate, scale
     if spec.scale is not None:
         return resize(estimate, (elq.shape[-2], elq.shape[-1])).clamp(0, 1), scale
+    scale = spec.default_scale if scale is None else scale
     size = (estimate.shape[-2], estimate.shape[-1]) if scale is None else output_size(elq.shape[-2], elq.shape[-1], scale)
     return resize(estimate, size).clamp(0, 1), 1.0
 

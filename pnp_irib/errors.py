@@ -18,7 +18,9 @@ Every message says what was found, what was expected and the next thing to do.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
+from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -83,6 +85,28 @@ class WeightsError(PnPIribError):
 
 class MissingExtraError(PnPIribError, ImportError):
     """A package that belongs to an optional extra is not installed."""
+
+
+def check_number(name: str, value: object, *, whole: bool = False, zero: bool = False, most: float = math.inf) -> None:
+    """Check an option that is a finite number above 0.
+
+    Args:
+        name: of the option.
+        value: of it.
+        whole: it must be an integer.
+        zero: it may be 0.
+        most: it may not exceed this.
+
+    Raises:
+        ConfigError: it is another.
+    """
+    kind = Integral if whole else Real
+    number = float(value) if isinstance(value, kind) and not isinstance(value, bool) else math.nan
+    if not (math.isfinite(number) and number <= most and (number >= 0 if zero else number > 0)):
+        limit = f", at most {most:g}" if most < math.inf else ""
+        raise ConfigError(
+            f"{name}={value!r:.60}: expected a {'whole ' if whole else ''}number {'from' if zero else 'above'} 0{limit}."
+        )
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from pnp_irib.errors import ConfigError, InputError
+from pnp_irib.errors import InputError, check_number
 from pnp_irib.prompts.base import Prompt, PromptExtractor
 
 __all__ = ["LookForwardOnce", "LookForwardResult", "LookForwardRound"]
@@ -70,8 +69,7 @@ class LookForwardOnce:
     rounds: int = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rounds, Integral) or isinstance(self.rounds, bool) or self.rounds < 0:
-            raise ConfigError(f"rounds must be a whole number from 0; got {self.rounds!r}.")
+        check_number("rounds", self.rounds, whole=True, zero=True)
 
     def run(
         self,

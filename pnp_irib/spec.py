@@ -55,6 +55,9 @@ class RestorerSpec(_Frozen):
         description="'module:function' that is given the spec, a published file, and the safetensors file to write",
     )
     scale: int | None = Field(default=None, description="native enlargement; None: any scale", gt=0)
+    default_scale: float | None = Field(
+        default=None, description="enlargement of a call that states none, of restorers of any scale", gt=0
+    )
     multiple_of: int = Field(default=1, gt=0, description="both sides of the input must be a multiple of this, pixels")
     min_size: int = Field(default=1, gt=0, description="smallest allowed side of the input, pixels")
     safe_dtypes: tuple[Literal["float32", "bfloat16", "float16"], ...] = ("float32",)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -19,19 +21,26 @@ from pnp_irib.errors import WeightsError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pnp_irib.spec import WeightsFile
+    from pnp_irib.spec import RestorerSpec, WeightsFile
 
 __all__ = [
+    "WEIGHT_OPTIONS",
     "cache_dir",
     "cached_conversion",
     "find_place",
     "load_checkpoint",
     "load_strictly",
     "package_file",
+    "read_pickle",
     "resolve_file",
     "sha256_of",
+    "weight_files",
     "write_atomically",
 ]
+
+
+WEIGHT_OPTIONS = ("weights", "checkpoint", "base")
+"""Options of restorers that name files or folders of weights."""
 
 
 def cache_dir() -> Path:
@@ -100,6 +109,21 @@ def resolve_file(name: str | Path) -> Path:
         raise WeightsError(f"{text} cannot be fetched: {_first_line(error)}") from error
 
 
+def weight_files(spec: RestorerSpec, options: Mapping[str, Any]) -> list[Path]:
+    """Files of weights that a restorer was built from: those that its options name, else those of its spec that are here."""
+    named = [str(options[key]) for key in WEIGHT_OPTIONS if isinstance(options.get(key), str | Path)]
+    if not named:
+        return [place[1] for file in spec.weights if (place := find_place(file)) is not None]
+    files: list[Path] = []
+    for name in named:
+        path = Path(name.removeprefix("local-dir:")).expanduser()
+        if path.is_dir():
+            files += sorted(file for file in path.rglob("*") if file.is_file())
+        elif not name.startswith("hf-hub:") or name.count("/") > 1:  # a whole repository is no file
+            files.append(resolve_file(name))
+    return files
+
+
 def cached_conversion(source: Path, name: str, convert: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Tensors converted from ``source``, kept in the cache under ``name``.
 
@@ -119,7 +143,6 @@ def cached_conversion(source: Path, name: str, convert: Callable[[], Mapping[str
         pass  # absent or damaged: made anew below
     tensors = {key: value.contiguous() for key, value in convert().items()}
     try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(cached, lambda path: save_file(tensors, path))
         facts = {"source": source.name, "source_sha256": source_hash, "sha256": sha256_of(cached)}
         write_atomically(record, lambda path: Path(path).write_text(json.dumps(facts, indent=1)))
@@ -129,7 +152,8 @@ def cached_conversion(source: Path, name: str, convert: Callable[[], Mapping[str
 
 
 def write_atomically(target: Path, write: Callable[[str], Any]) -> None:
-    """Let ``write`` fill a temporary file beside ``target`` and put it in place in one step."""
+    """Let ``write`` fill a temporary file beside ``target``, whose folder is made, and put it in place in one step."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
     os.close(handle)
     try:
@@ -139,6 +163,26 @@ def write_atomically(target: Path, write: Callable[[str], Any]) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def read_pickle(path: Path) -> Any:
+    """What ``torch.save`` wrote: tensors, numbers, texts, and containers of these.
+
+    Raises:
+        WeightsError: the file is damaged, or holds something else.
+    """
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever bytes are taken for instructions, anything may come of it
+        if "Unsupported global" in str(error):
+            raise WeightsError(f"{path} holds more than tensors and is not opened, because it could run code.") from error
+        # The text about pickles is a page of advice that we do not give.
+        reason = "it is no file of torch" if isinstance(error, pickle.UnpicklingError) else _first_line(error)
+        raise WeightsError(f"{path} cannot be read as weights: {reason}. Is the download complete?") from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -155,15 +199,12 @@ def load_checkpoint(path: Path) -> dict[str, Tensor]:
 
     if not path.is_file():
         raise WeightsError(f"no weight file at {path}.")
-    try:
-        if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
+        try:
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise WeightsError(f"{path} cannot be read as weights: {_first_line(error)}. Is the download complete?") from error
-    except Exception as error:
-        # torch raises pickle.UnpicklingError for anything but tensors; its text is a page long
-        raise WeightsError(f"{path} holds more than tensors and is not opened, because it could run code.") from error
+        except (SafetensorError, OSError, ValueError) as error:
+            raise WeightsError(f"{path} cannot be read as weights: {_first_line(error)}. Is the download complete?") from error
+    content = read_pickle(path)
     for key in ("params_ema", "params", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

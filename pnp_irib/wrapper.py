@@ -145,7 +145,9 @@ class WrappedRestorer:
         return parameter.device if parameter is not None else torch.device("cpu")
 
     def to(self, device: Any = None, dtype: Any = None) -> Self:
-        """Move restorer and projector to a device; ``dtype`` concerns the restorer, the small projector stays float32.
+        """Move restorer and projector to a device; ``dtype`` concerns the restorer.
+
+        A projector with all its weights to itself stays float32; one on the base of the restorer goes with that.
 
         Both may be names: a device or "auto", and for the dtype "auto" (the fastest that the spec calls safe), "float32", ...
 
@@ -221,7 +223,7 @@ class WrappedRestorer:
             strength: 0 is the restorer alone, bit for bit where nothing is tiled; 1 the full projection.
             tile: side of the tiles in input pixels; "auto": tiles where more than 512 MiB would be needed; None: never.
             color: how the result takes over the colours of a reference, "adain" (mean and spread of each channel) or "wavelet"
-                (low frequencies); None: only as the restorer does by itself, if at all.
+                (low frequencies); None or "none": only as the restorer does by itself, if at all.
             color_reference: "lq" is the projector's estimate, "elq" the input.
             max_pixels: largest input; None: the default cap of `read_picture`.
             max_output_pixels: largest output; None: 72 megapixels.
@@ -301,7 +303,7 @@ class WrappedRestorer:
             lfo=int(rounds.rounds) if trace else 0,
             seed=int(seed),
             tile=side,
-            color=f"{color[0]} to {color[1]}" if color[0] else None,
+            color=f"{color[0]} to {color[1]}" if color[0] not in (None, "none") else None,
         )
         return Restoration(picture, estimate.cpu(), restored, alpha, prompts[0], trace, watch.seconds, used)
 
@@ -366,11 +368,13 @@ class WrappedRestorer:
             raise InputError(f"{spec.name} cannot be tiled from outside; leave tile='auto'.")
 
     def _factor(self, scale: float | None, height: int, width: int, max_output_pixels: int | None) -> float:
-        """The enlargement, if its result stays below the cap."""
-        native = float(self.restorer.spec.scale or 1)
+        """The enlargement, if its result, and what is larger on the way there, stay below the cap."""
+        spec = self.restorer.spec
+        native = float(spec.scale or spec.default_scale or 1)
         factor = float(scale) if scale is not None else native
         cap = max_output_pixels if max_output_pixels is not None else MAX_OUTPUT_PIXELS
-        new_height, new_width = output_size(height, width, max(factor, native))
+        largest = max(factor, float(spec.scale or 1), 1 if self.projector is None else self.projector.enlargement)
+        new_height, new_width = output_size(height, width, largest)
         if new_height * new_width > cap:
             raise InputError(
                 f"the output would be {new_width}x{new_height} = {new_width * new_height / 1e6:.0f} megapixels, "

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -16,7 +14,7 @@ from torch import Tensor
 from pnp_irib.diffusion.lora import add_adapter, load_tensors
 from pnp_irib.errors import WeightsError
 from pnp_irib.spec import RestorerSpec
-from pnp_irib.weights import write_atomically
+from pnp_irib.weights import read_pickle, write_atomically
 
 __all__ = ["ALPHA", "UNET_ADAPTERS", "VAE_ADAPTER", "Checkpoint", "convert"]
 
@@ -105,15 +103,7 @@ def convert(spec: RestorerSpec, source: Path, target: Path) -> None:
 
 
 def _read_pickle(path: Path) -> dict[str, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{path} holds more than tensors and names and is not opened, because it could run code."
-        ) from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise WeightsError(f"{path} cannot be read as a checkpoint: {reason}. Is the download complete?") from error
+    content = read_pickle(path)
     return content if isinstance(content, dict) else {}
 
 

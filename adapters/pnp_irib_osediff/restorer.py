@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from pnp_irib.diffusion.latents import LatentTiles, plan_latent_tiles
 from pnp_irib.diffusion.lora import adapter_names, merge
 from pnp_irib.diffusion.one_step import OneStepResult, one_step
 from pnp_irib.diffusion.vae import PublishedTiles, VaeMode
-from pnp_irib.errors import ConfigError, WeightsError, did_you_mean
+from pnp_irib.errors import ConfigError, WeightsError, check_number, did_you_mean
 from pnp_irib.images.color import ColorMatch, match_color
 from pnp_irib.images.padding import pad_to
 from pnp_irib.images.resize import resize
@@ -44,7 +45,7 @@ class OSEDiff:
         compat: "upstream" keeps to the published script in every step: 8-bit pictures, truncated instead of rounded; sizes
             that are multiples of 8 and never below ``process_size``, whatever ``scale`` says; weights of latent tiles off
             their centre; statistics of VAE tiles. None mends these.
-        upscale: enlargement where a call gives no ``scale``.
+        upscale: enlargement where a call gives no ``scale``; None: that of the spec.
         process_size: the shorter side of what the network sees is at least this, pixels.
         color: how the colours of the input are given back.
         latent_tile: side of the tiles of the UNet, latent pixels.
@@ -65,7 +66,7 @@ class OSEDiff:
         spec: RestorerSpec = OSEDIFF,
         merged: bool = True,
         compat: Literal["upstream"] | None = None,
-        upscale: float = 4,
+        upscale: float | None = None,
         process_size: int = 512,
         color: ColorMatch = "adain",
         latent_tile: int = 96,
@@ -78,6 +79,14 @@ class OSEDiff:
     ) -> None:
         if compat not in {None, "upstream"}:
             raise ConfigError(f"compat={compat!r}; expected None or 'upstream'.")
+        upscale = spec.default_scale if upscale is None else upscale
+        check_number("upscale", upscale, most=64)
+        for option, value in (("process_size", process_size), ("tile_batch", tile_batch), ("latent_tile", latent_tile)):
+            check_number(option, value, whole=True)
+        check_number("latent_overlap", latent_overlap, whole=True, zero=True)
+        if memory is not None:
+            check_number("memory", memory)
+        assert upscale is not None
         if compat and upscale != int(upscale):
             raise ConfigError(
                 f"upscale={upscale}: the published script enlarges by whole numbers. Leave compat out for others."
@@ -85,7 +94,7 @@ class OSEDiff:
         if color not in {"adain", "wavelet", "none"}:
             raise ConfigError(f"color={color!r}; expected adain, wavelet or none.")
         plan_latent_tiles(1, 1, tile=latent_tile, overlap=latent_overlap)  # checks them
-        self.spec = spec
+        self.spec = spec.model_copy(update={"default_scale": float(upscale)})
         self.base = base
         self.compat = compat
         self.upscale = upscale
@@ -108,11 +117,13 @@ class OSEDiff:
             merge(base.unet, UNET_ADAPTERS)
             merge(base.vae, [VAE_ADAPTER])
             base.fingerprint = None
-        self.to(None if memory else device, dtype)
-        if memory is not None:
-            if memory <= 0:
-                raise ConfigError(f"memory={memory}: expected gigabytes above 0, or None.")
-            base.limit_memory(int(memory * 1e9), choose_device(str(device)))
+        place = choose_device(str(device))
+        dtype = choose_dtype(dtype, place, spec.safe_dtypes)
+        if memory is None:
+            self.to(place, dtype)
+        else:
+            base.to(dtype=dtype)
+            base.limit_memory(int(memory * 1e9), place)
 
     def to(self, device: Any = None, dtype: Any = None) -> Self:
         """Move in place; ``dtype`` may be "auto"."""
@@ -176,7 +187,7 @@ class OSEDiff:
                 return source.normal(shape, device=self.device, dtype=self.dtype)
 
         with self.acting():
-            return one_step(
+            result = one_step(
                 self.base,
                 pictures.to(device=self.device, dtype=self.dtype),
                 embedding.to(device=self.device, dtype=self.dtype),
@@ -186,6 +197,7 @@ class OSEDiff:
                 vae_mode=self.vae_mode,
                 stray_noise=self.compat is not None,
             )
+        return dataclasses.replace(result, picture=result.picture.clamp(-1, 1))
 
     @contextlib.contextmanager
     def acting(self) -> Iterator[None]:
@@ -232,7 +244,7 @@ def load_osediff_face(
     base: str | Path | StableDiffusion | None = None, checkpoint: str | Path | None = None, **options: Any
 ) -> OSEDiff:
     """OSEDiff for aligned faces of 512 x 512 pixels; see `_load`."""
-    return _load(OSEDIFF_FACE, base, checkpoint, {"upscale": 1, "color": "none"} | options)
+    return _load(OSEDIFF_FACE, base, checkpoint, {"color": "none"} | options)
 
 
 def _load(

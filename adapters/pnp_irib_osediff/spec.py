@@ -10,12 +10,13 @@ __all__ = ["OSEDIFF", "OSEDIFF_FACE"]
 _FILES = "https://github.com/cswry/OSEDiff/raw/main/preset/models"
 
 
-def _spec(name: str, title: str, file: str, profile: str) -> RestorerSpec:
+def _spec(name: str, title: str, file: str, profile: str, scale: int) -> RestorerSpec:
     return RestorerSpec(
         name=name,
         title=title,
         factory=f"pnp_irib_osediff.restorer:load_{name.replace('-', '_')}",
         converter="pnp_irib_osediff.checkpoint:convert",
+        default_scale=scale,
         safe_dtypes=("float32", "bfloat16"),
         tiling="internal",
         prompts="optional",
@@ -29,5 +30,5 @@ def _spec(name: str, title: str, file: str, profile: str) -> RestorerSpec:
     )
 
 
-OSEDIFF = _spec("osediff", "OSEDiff (one-step diffusion on Stable Diffusion 2.1)", "osediff.pkl", "standard")
-OSEDIFF_FACE = _spec("osediff-face", "OSEDiff for aligned faces", "osediff_face.pkl", "codeformer")
+OSEDIFF = _spec("osediff", "OSEDiff (one-step diffusion on Stable Diffusion 2.1)", "osediff.pkl", "standard", 4)
+OSEDIFF_FACE = _spec("osediff-face", "OSEDiff for aligned faces", "osediff_face.pkl", "codeformer", 1)

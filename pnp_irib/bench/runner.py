@@ -33,7 +33,7 @@ from pnp_irib.result import Restoration
 from pnp_irib.revision import source_revision
 from pnp_irib.runtime import Stopwatch, require
 from pnp_irib.spec import RestorerSpec
-from pnp_irib.weights import find_place, sha256_of
+from pnp_irib.weights import sha256_of, weight_files
 from pnp_irib.wrapper import WrappedRestorer, wrap
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ def run_bench(config: BenchConfig, *, on_progress: Callable[[int, int], None] | 
             f"nothing to compare: the projector is {wrapped.describe_projector()}. Name one with --projector local-dir:PATH, "
             f"or measure the restorer alone with --projector none."
         )
-    scale = config.scale or wrapped.restorer.spec.scale or DEFAULT_SCALE
+    spec = wrapped.restorer.spec
+    scale = config.scale or spec.scale or math.ceil(spec.default_scale or DEFAULT_SCALE)
     bench = _Bench(wrapped, profile, scale)
     records: list[PictureRecord] = []
     rows: list[GridRow] = []
@@ -294,12 +295,8 @@ def _models(wrapped: WrappedRestorer, options: dict[str, Any]) -> dict[str, str 
 
 
 def _weights_sha256(spec: RestorerSpec, options: dict[str, Any]) -> str | None:
-    """Hash of the weights: of the files and folders that the options name, else of the file that the spec does."""
-    named = [Path(value) for value in options.values() if isinstance(value, str) and Path(value).exists()]
-    files = sorted(file for path in named for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
-    if not named:
-        files = [place[1] for file in spec.weights[:1] if (place := find_place(file)) is not None]
-    hashes = [sha256_of(file) for file in files]
+    """Hash of the weights, see `weight_files`; of several files, of their hashes."""
+    hashes = [sha256_of(file) for file in weight_files(spec, options)]
     return hashlib.sha256("".join(hashes).encode()).hexdigest() if len(hashes) > 1 else next(iter(hashes), None)
 
 

@@ -25,9 +25,10 @@ def run(source: Path, output: Path, name: str, *, overwrite: bool) -> None:
         raise ConfigError(f"{output}: the copy is a safetensors file; give a name that ends in .safetensors.")
     if os.path.lexists(output) and not overwrite:
         raise ConfigError(f"{output} exists; --overwrite replaces it.")
+    if output.is_dir():
+        raise ConfigError(f"{output} is a folder; give the name of a file.")
     path = resolve_file(source)
     if output.exists() and output.samefile(path):
         raise ConfigError(f"{output} is the file itself; give the copy another name.")
-    output.parent.mkdir(parents=True, exist_ok=True)
     spec.convert(path, output)
     sys.stderr.write(f"{path} -> {output} ({output.stat().st_size / 1e6:.1f} MB)\n")

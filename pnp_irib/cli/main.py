@@ -144,7 +144,9 @@ def restore(
     color: Annotated[
         str | None, typer.Option(help="Take colours over from a reference: adain, wavelet; default: as the restorer does.")
     ] = None,
-    color_reference: Annotated[str, typer.Option(help="lq (the projector's estimate) or elq (the input).")] = "lq",
+    color_reference: Annotated[
+        str | None, typer.Option(help="For --color: lq (the projector's estimate; default) or elq (the input).")
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
@@ -162,6 +164,10 @@ def restore(
     """Restore pictures."""
     from pnp_irib.cli.restore import Job, Model, run
 
+    if color_reference is not None and color is None:
+        raise typer.BadParameter(
+            "say with --color how its colours are taken over: adain, wavelet.", param_hint="--color-reference"
+        )
     options = {
         "prompt": prompt,
         "scale": scale,
@@ -170,7 +176,7 @@ def restore(
         "seed": seed,
         "tile": tile_option(tile),
         "color": color,
-        "color_reference": color_reference,
+        "color_reference": color_reference or "lq",
         "max_pixels": megapixels(max_pixels, "--max-pixels"),
         "max_output_pixels": megapixels(max_output_pixels, "--max-output-pixels"),
     }

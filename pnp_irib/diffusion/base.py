@@ -86,19 +86,30 @@ class StableDiffusion:
         try:
             with warnings.catch_warnings(), _no_progress_bar():
                 warnings.simplefilter("ignore")  # of settings that other schedulers have
-                alphas = DDPMScheduler.from_pretrained(name, subfolder="scheduler", **options).alphas_cumprod
+                scheduler = DDPMScheduler.from_pretrained(name, subfolder="scheduler", **options)
                 tokenizer = CLIPTokenizer.from_pretrained(name, subfolder="tokenizer", **options)
                 encoder = CLIPTextModel.from_pretrained(name, subfolder="text_encoder", dtype=dtype, **options)
                 vae = AutoencoderKL.from_pretrained(name, subfolder="vae", torch_dtype=dtype, **options)
                 unet = UNet2DConditionModel.from_pretrained(name, subfolder="unet", torch_dtype=dtype, **options)
-        except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise WeightsError(f"the base model {place} cannot be read: {reason}") from error
+        if (predicted := scheduler.config.prediction_type) != "epsilon":
+            raise WeightsError(
+                f"the base model {place} predicts {predicted!r:.40}; expected 'epsilon', as Stable Diffusion 2.1-base does "
+                f"(2.1 without -base, for 768 pixels, is another model)."
+            )
         for part in (encoder, vae, unet):
             part.eval().requires_grad_(False)
         kept = copy.deepcopy(unet.conv_in)
         return cls(
-            TextEmbedder(tokenizer, encoder), vae, unet, alphas.float(), fingerprint_of(vae, unet), known_as(place), kept
+            TextEmbedder(tokenizer, encoder),
+            vae,
+            unet,
+            scheduler.alphas_cumprod.float(),
+            fingerprint_of(vae, unet),
+            known_as(place),
+            kept,
         )
 
     @property
@@ -113,7 +124,8 @@ class StableDiffusion:
         Args:
             unet: names of adapters on the UNet.
             vae: on the VAE.
-            conv_in: takes the place of the UNet's first convolution; None: whatever is there.
+            conv_in: takes the place of the UNet's first convolution; None: the one that is there acts, such as that of a
+                restorer, which put its own there for good.
         """
         wanted = Acting(tuple(unet), tuple(vae), conv_in)
         with BORROWING, active(self.unet, wanted.unet), active(self.vae, wanted.vae):
@@ -155,6 +167,14 @@ class StableDiffusion:
                 ),
             )
 
+        names = ("gradient_checkpointing", "_gradient_checkpointing_func")
+        before = [
+            (module, name, vars(module)[name])
+            for part in (self.unet, self.vae)
+            for module in part.modules()
+            for name in names
+            if name in vars(module)
+        ]
         try:
             for part in (self.unet, self.vae):
                 part.enable_gradient_checkpointing(again)
@@ -162,6 +182,8 @@ class StableDiffusion:
         finally:
             for part in (self.unet, self.vae):
                 part.disable_gradient_checkpointing()
+            for module, name, value in before:
+                setattr(module, name, value)
 
     @property
     def device(self) -> torch.device:

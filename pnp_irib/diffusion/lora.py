@@ -18,6 +18,7 @@ __all__ = [
     "active",
     "adapter_module",
     "adapter_names",
+    "adapter_scales",
     "adapter_tensors",
     "add_adapter",
     "layers_named",
@@ -100,6 +101,11 @@ def adapter_tensors(module: nn.Module, name: str) -> dict[str, nn.Parameter]:
             if key.endswith(f".{side}.{name}.weight"):
                 found[key.removesuffix(f"{name}.weight") + "weight"] = parameter
     return found
+
+
+def adapter_scales(module: nn.Module, name: str) -> set[float]:
+    """The factors, alpha / rank, that one adapter acts with."""
+    return {float(layer.scaling[name]) for layer in _layers(module) if name in layer.lora_A}
 
 
 def adapter_module(module: nn.Module, name: str) -> nn.Module:

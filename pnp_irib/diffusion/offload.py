@@ -60,8 +60,8 @@ class Offload:
                 f"{name} needs about {needed / 1e9:.2f} GB, the budget is {self.memory / 1e9:.2f} GB; it is exceeded.",
                 stacklevel=3,
             )
-        if name not in self._present:
-            nn.Module.to(self._stages[name], self.device)
+        # Also where the stage is there: layers that were exchanged meanwhile may have been left behind.
+        nn.Module.to(self._stages[name], self.device)
         self._present = [*(other for other in self._present if other != name), name]
         yield
 

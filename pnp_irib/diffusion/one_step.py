@@ -31,7 +31,7 @@ class OneStepResult:
         latent: of the low-quality picture, scaled, (N, C, h, w).
         noise: that the UNet finds in it.
         denoised: what is left, scaled.
-        picture: decoded, (N, 3, H, W), clamped to [-1, 1].
+        picture: decoded, (N, 3, H, W), about [-1, 1], not clamped.
     """
 
     latent: Tensor
@@ -88,4 +88,4 @@ def one_step(
         denoised = denoised + 1e-10 * draw(tuple(denoised.shape))
     with base.stage("vae", vae_bytes(base.vae, pixels, size, decoder=True)):
         picture = decode(base.vae, denoised.to(latent.dtype) / base.vae.config.scaling_factor, vae_mode)
-    return OneStepResult(latent, noise, denoised, picture.to(pictures.dtype).clamp(-1, 1))
+    return OneStepResult(latent, noise, denoised, picture.to(pictures.dtype))

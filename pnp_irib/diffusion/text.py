@@ -45,18 +45,19 @@ class TextEmbedder:
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """(N, length, width), one a text, on the device where the encoder read it.
+        """(N, length, width), one a text, of the encoder's dtype and on its device.
 
         Padding is read like words, as Stable Diffusion was trained.
         """
-        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        device = self.encoder.device
         if self._of != self.encoder.dtype:
             self.forget()
             self._of = self.encoder.dtype
-            new = list(dict.fromkeys(texts))
-        for text in new:  # one at a time: the same alone and in a batch
-            self._known[text] = self.encoder(self.tokens([text]).to(self.encoder.device))[0][0]
-        result = torch.stack([self._known[text] for text in texts])
+        with torch.autocast(device.type, enabled=False):  # what is kept must not depend on who asked first
+            for text in [text for text in dict.fromkeys(texts) if text not in self._known]:
+                # One at a time: the same alone and in a batch.
+                self._known[text] = self.encoder(self.tokens([text]).to(device))[0][0]
+        result = torch.stack([self._known[text].to(device) for text in texts])  # the encoder may have moved since
         for text in texts:
             self._known.move_to_end(text)
         while len(self._known) > _KEPT:

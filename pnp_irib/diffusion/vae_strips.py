@@ -134,10 +134,21 @@ def _resnet(block: Any, x: _Map) -> _Map:
     for top, bottom in _strips(hidden.pixels, max(block.conv2.weight.shape[:2])):
         kept = x.pixels[:, :, top:bottom]
         if block.conv_shortcut is not None:
-            kept = block.conv_shortcut(kept)
-        strip = kept + _convolve(block.conv2, given, top, bottom, height)
-        out.write(strip / block.output_scale_factor if block.output_scale_factor != 1 else strip, top)
+            kept = _pointwise(block.conv_shortcut, kept)
+        place = out.pixels[:, :, top:bottom]
+        torch.add(kept, _convolve(block.conv2, given, top, bottom, height), out=place)
+        if block.output_scale_factor != 1:
+            place.div_(block.output_scale_factor)
+        out.count(place)
     return out
+
+
+def _pointwise(conv: Any, x: Tensor) -> Tensor:
+    """A 1x1 convolution as the matrix product that it is: torch brings these into another layout and back on one thread."""
+    if type(conv) is not nn.Conv2d or conv.kernel_size != (1, 1):  # with an adapter around it, say
+        found: Tensor = conv(x)
+        return found
+    return F.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
 
 
 def _middle(block: Any, x: _Map) -> _Map:

@@ -66,12 +66,13 @@ class Objective:
         self._features = features
         self.prior = prior
 
-    def lq_terms(self, estimate: Tensor, reference: Tensor) -> Terms:
-        """Terms on the LQ grid: (N, 3, H, W) twice."""
+    def lq_terms(self, estimate: Tensor, reference: Tensor, *, enlargement: int = 1) -> Terms:
+        """Terms on the projector's grid, ``enlargement`` times as large as the LQ grid: (N, 3, H, W) twice."""
         c = self.config
+        tau = c.tau * enlargement
         terms: Terms = {}
         if c.lq:
-            terms["lq"] = c.lq * lq_reconstruction(estimate, reference, lambda_blur=c.lambda_blur, tau=c.tau, norm=c.norm)
+            terms["lq"] = c.lq * lq_reconstruction(estimate, reference, lambda_blur=c.lambda_blur, tau=tau, norm=c.norm)
         return terms
 
     def enlarged_terms(self, enlarged: Tensor, reference: Tensor) -> Terms:

@@ -129,12 +129,12 @@ class Projector(nn.Module, ABC):
             raise InputError(f"strength={strength} is outside [0, 1]; 0 is the restorer alone, 1 the full projection.")
         if prompts is not None and len(prompts) != elq.shape[0]:
             raise InputError(f"{len(prompts)} prompts for {elq.shape[0]} pictures; give one each, None for no prompt.")
-        unchanged = resize(elq, (elq.shape[-2] * self.enlargement, elq.shape[-1] * self.enlargement))
+        size = (elq.shape[-2] * self.enlargement, elq.shape[-1] * self.enlargement)
         if strength == 0:
-            return unchanged
+            return resize(elq, size)
         texts = None if prompts is None else [Prompt.parse(prompt) for prompt in prompts]
         projected: Tensor = self(elq.to(next(self.parameters()).dtype), texts).to(elq.dtype)
-        return projected if strength == 1 else torch.lerp(unchanged, projected, strength)
+        return projected if strength == 1 else torch.lerp(resize(elq, size), projected, strength)
 
     @property
     def parameter_count(self) -> int:

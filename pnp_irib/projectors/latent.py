@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pnp_irib.diffusion.base import StableDiffusion, known_as
 from pnp_irib.diffusion.latents import LatentTiles, plan_latent_tiles
-from pnp_irib.diffusion.lora import UNET_LAYERS, adapter_module, adapter_tensors, add_adapter, layers_named
+from pnp_irib.diffusion.lora import UNET_LAYERS, adapter_module, adapter_scales, adapter_tensors, add_adapter, layers_named
 from pnp_irib.diffusion.one_step import one_step
 from pnp_irib.errors import WeightsError
 from pnp_irib.images.padding import pad_to
@@ -127,23 +127,33 @@ class LatentProjector(Projector):
             vae: on the VAE.
 
         Raises:
-            WeightsError: a layer has none of them, or one of another rank.
+            WeightsError: a layer has none of them, or one of another rank or scale.
         """
         own = dict(self.named_parameters())
         first: Tensor | None = None
         with torch.no_grad():
             for prefix, part, names in (("unet", base.unet, unet), ("vae", base.vae, vae)):
                 found = {key: value for name in names for key, value in adapter_tensors(part, name).items()}
+                scale = self.architecture.alpha / (
+                    self.architecture.rank_unet if prefix == "unet" else self.architecture.rank_vae
+                )
+                rank = self.architecture.rank_unet if prefix == "unet" else self.architecture.rank_vae
+                scale = self.architecture.alpha / rank
                 if prefix == "unet":  # what it adds to the first convolution is folded into that
                     a, b = (found.pop(f"conv_in.lora_{side}.weight", None) for side in "AB")
                     if a is not None and b is not None:
-                        first = self.architecture.alpha / a.shape[0] * torch.einsum("or,rihw->oihw", b[:, :, 0, 0], a)
+                        first = scale * torch.einsum("or,rihw->oihw", b[:, :, 0, 0], a)
                 mine = {key for key in own if key.startswith(f"{prefix}.")}
                 given = {f"{prefix}.{key}": value for key, value in found.items()}
                 if given.keys() != mine or any(own[key].shape != value.shape for key, value in given.items()):
                     raise WeightsError(
                         f"the adapters {', '.join(names)} are on other layers of the {prefix} than the projector's, or of "
                         f"another rank than {self.architecture.rank_unet} and {self.architecture.rank_vae}."
+                    )
+                if others := {factor for name in names for factor in adapter_scales(part, name)} - {scale}:
+                    raise WeightsError(
+                        f"the adapters {', '.join(names)} of the {prefix} act with the factor {others.pop():g}, the "
+                        f"projector's with alpha / rank = {scale:g}. Choose another alpha."
                     )
                 for key, value in given.items():
                     own[key].copy_(value)

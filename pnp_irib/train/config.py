@@ -15,6 +15,7 @@ from pnp_irib.irib.prior import PriorConfig
 from pnp_irib.profile import DegradationProfile, preset
 from pnp_irib.projectors.latent import LatentArchitecture
 from pnp_irib.projectors.pixel import PixelArchitecture
+from pnp_irib.weights import WEIGHT_OPTIONS
 
 __all__ = ["MixtureEntry", "TrainConfig", "load_config"]
 
@@ -79,15 +80,17 @@ class RestorerConfig(_Section):
     """A frozen restorer in the loop."""
 
     name: str
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default={}, description="of the restorer; weights, checkpoint and base are paths")
 
 
 class TrainConfig(_Section):
     """A training run."""
 
     seed: int = Field(default=0, ge=0, lt=2**63)
-    projector: Annotated[PixelArchitecture | LatentArchitecture, Field(discriminator="kind")] = PixelArchitecture()
-    init: Path | None = Field(default=None, description="projector folder to start from")
+    projector: Annotated[PixelArchitecture | LatentArchitecture, Field(discriminator="kind")] | None = Field(
+        default=None, description="a new one; None: the pixel projector, or that of `init`"
+    )
+    init: Path | None = Field(default=None, description="projector folder to start from, in place of a new one")
     data: DataConfig
     mixture: tuple[MixtureEntry, ...] = Field(min_length=1)
     reference: ReferenceConfig = ReferenceConfig()
@@ -123,13 +126,15 @@ class TrainConfig(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        latent = isinstance(self.projector, LatentArchitecture)
+        if self.projector is not None and self.init is not None:
+            raise ValueError("projector describes a new one, and init an existing one to start from; leave one of them out")
+        latent = isinstance(self.projector, LatentArchitecture) or self.init is not None  # as far as one can tell
+        if isinstance(self.projector, LatentArchitecture) and any(entry.gate is not None for entry in self.mixture):
+            raise ValueError("labels of the gate (gate: in mixture) are for pixel projectors, which have one; leave them out")
         if (self.objective.hq_prior > 0) != (self.prior is not None):
             raise ValueError("a prior needs both: its weight objective.hq_prior above 0, and a section prior")
         if self.prior is not None and self.prior.base is None and not latent:
             raise ValueError("prior.base is not set, and a pixel projector has no base to share; name a Stable Diffusion")
-        if self.gradient_checkpointing and not latent:
-            raise ValueError("gradient_checkpointing is for latent projectors; leave it out")
         if self.data.crop % 4:
             raise ValueError(f"data.crop={self.data.crop} is not a multiple of 4; use {self.data.crop // 4 * 4}")
         if not self.objective.is_set:
@@ -168,7 +173,10 @@ def load_config(path: str | Path) -> TrainConfig:
     if config.prior is not None and config.prior.base is not None:
         update["prior"] = config.prior.model_copy(update={"base": _place(config.prior.base, path)})
     if config.through is not None:
-        options = {k: os.path.expandvars(v) if isinstance(v, str) else v for k, v in config.through.options.items()}
+        options = {
+            key: _place(value, path) if key in WEIGHT_OPTIONS and isinstance(value, str) else value
+            for key, value in config.through.options.items()
+        }
         update["through"] = config.through.model_copy(update={"options": options})
     return config.model_copy(update=update)
 

@@ -26,7 +26,7 @@ from pnp_irib.irib.objective import Objective, Terms, total
 from pnp_irib.irib.prior import LatentPrior
 from pnp_irib.projectors.base import WEIGHTS_NAME, Architecture, Projector, Provenance, SourceFile
 from pnp_irib.projectors.latent import LatentProjector
-from pnp_irib.projectors.pixel import PixelProjector
+from pnp_irib.projectors.pixel import PixelArchitecture, PixelProjector
 from pnp_irib.prompts import Prompt, PromptExtractor, load_extractor
 from pnp_irib.registry import find_spec, load_restorer
 from pnp_irib.restorer import Restorer
@@ -36,7 +36,7 @@ from pnp_irib.train.checkpoint import latest_checkpoint, load_state, save_checkp
 from pnp_irib.train.config import TrainConfig
 from pnp_irib.train.data import SCALE, Batch, Pictures, make_batch
 from pnp_irib.train.progress import Progress
-from pnp_irib.weights import find_place, resolve_file, sha256_of
+from pnp_irib.weights import sha256_of, weight_files
 
 __all__ = ["train"]
 
@@ -110,7 +110,9 @@ def train(
     accelerator.wait_for_everyone()
     newest = latest_checkpoint(run) or run
     if accelerator.is_main_process and newest.name == f"step-{config.steps:07d}" and not (run / "projector").exists():
-        Projector.from_pretrained(newest).save_pretrained(run / "projector", card=(newest / "README.md").read_text())
+        Projector.from_pretrained(newest, base=session.base).save_pretrained(
+            run / "projector", card=(newest / "README.md").read_text()
+        )
     return newest
 
 
@@ -125,10 +127,11 @@ class _Session:
         lent = getattr(self.restorer, "base", None)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            if config.init:
+            if config.init is not None:
                 start = Projector.from_pretrained(config.init, base=lent)
             else:
-                start = _CLASSES[type(config.projector)].build(config.projector, lent)
+                architecture = config.projector or PixelArchitecture()
+                start = _CLASSES[type(architecture)].build(architecture, lent)
             # Of Stable Diffusion; shared by all that use the same.
             self.base: StableDiffusion | None = start.base if isinstance(start, LatentProjector) else None
             self.average = type(start).build(start.architecture, self.base).requires_grad_(False)
@@ -145,6 +148,11 @@ class _Session:
         self.objective = Objective(config.objective, features, prior)
         critic = list(prior.critic.parameters()) if prior is not None else []
         self.critic_optimizer = torch.optim.AdamW(critic, lr=config.prior.lr) if critic and config.prior else None
+        # Models of Stable Diffusion that gradients pass through.
+        used = (self.base, lent, prior.base if prior is not None else None)
+        self.bases = list({id(base): base for base in used if isinstance(base, StableDiffusion)}.values())
+        if config.gradient_checkpointing and not self.bases:
+            raise ConfigError("gradient_checkpointing: no part of this run is a Stable Diffusion; leave it out.")
         self.extractor: PromptExtractor = load_extractor(config.prompts.extractor)
         self.provenance = self._provenance(start)
 
@@ -167,6 +175,10 @@ class _Session:
             return None
         if self.base is not None and (config.base is None or known_as(config.base) == self.base.place):
             return LatentPrior(config, self.base)
+        if config.base is None:
+            raise ConfigError(
+                "prior.base is not set, and the projector of 'init' has no base to share; name a Stable Diffusion."
+            )
         return LatentPrior(config, StableDiffusion.load(str(config.base)).to(self.accelerator.device))
 
     def _provenance(self, start: Projector) -> Provenance:
@@ -178,7 +190,8 @@ class _Session:
         if config.init is not None:
             files.append(SourceFile(name="initial projector", sha256=sha256_of(config.init / WEIGHTS_NAME)))
         if self.restorer is not None:
-            files += [SourceFile(name=path.name, sha256=sha256_of(path)) for path in _weight_files(config)]
+            name, options = (config.through.name, config.through.options) if config.through else (config.restorer, {})
+            files += [SourceFile(name=path.name, sha256=sha256_of(path)) for path in weight_files(find_spec(name), options)]
         if config.objective.uses_features or config.prompts.extractor == "imagenet-tags":
             path = weight_file("lite0")
             files.append(SourceFile(name=path.name, sha256=sha256_of(path)))
@@ -197,8 +210,10 @@ class _Session:
 
     def step(self, step: int) -> dict[str, float]:
         """One optimisation step; returns the weighted terms."""
-        base = self.base if self.config.gradient_checkpointing else None
-        with base.checkpointing() if base is not None else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            if self.config.gradient_checkpointing:
+                for base in self.bases:
+                    stack.enter_context(base.checkpointing())
             return self._step(step)
 
     def _step(self, step: int) -> dict[str, float]:
@@ -215,17 +230,24 @@ class _Session:
         self.optimizer.zero_grad(set_to_none=True)
         self._update_average(step)
         losses = {"total": loss.item()} | {name: value.mean().item() for name, value in terms.items()}
-        if self.critic_optimizer is not None and "hq_prior" in terms:
-            losses["critic"] = self._follow(self.critic_optimizer, step)
+        if self.critic_optimizer is not None and self.agreed("hq_prior" in terms):
+            losses["critic"] = self._follow(self.critic_optimizer, step, "hq_prior" in terms)
         return losses
 
-    def _follow(self, optimizer: torch.optim.Optimizer, step: int) -> float:
-        """A step of the critic on the pictures that the projector was just trained on."""
+    def _follow(self, optimizer: torch.optim.Optimizer, step: int, seen: bool) -> float:
+        """A step of the critic on the pictures that the projector was just trained on; ``seen``: this process had any."""
         prior = self.objective.prior
         assert prior is not None
         critic = list(prior.critic.parameters())
-        loss = prior.follow(self._generator(step, 2)).mean()
-        for parameter, gradient in zip(critic, torch.autograd.grad(loss, critic), strict=True):
+        loss = torch.zeros(())
+        gradients = [torch.zeros_like(parameter) for parameter in critic]
+        if seen:
+            with self.accelerator.autocast():
+                loss = prior.follow(self._generator(step, 2)).mean()
+            gradients = list(torch.autograd.grad(loss, critic))
+        if not torch.isfinite(loss):
+            raise ConfigError(f"the loss of the critic is {loss.item()} at step {step}. Lower prior.lr.")
+        for parameter, gradient in zip(critic, gradients, strict=True):
             parameter.grad = self.accelerator.reduce(gradient, "mean")
         torch.nn.utils.clip_grad_norm_(critic, self.config.clip)
         optimizer.step()
@@ -246,7 +268,7 @@ class _Session:
         estimate = estimate.float()
         grown = self._projector.enlargement
         compared = resize(reference, (estimate.shape[-2], estimate.shape[-1]))
-        terms = self.objective.lq_terms(estimate, compared)
+        terms = self.objective.lq_terms(estimate, compared, enlargement=grown)
         if severity is not None:
             terms |= self.objective.gate_terms(severity.float(), batch.gate.to(device))
         severe = list(batch.severe[: config.hq_pictures])
@@ -306,11 +328,11 @@ class _Session:
         trained: _Trained = self.accelerator.unwrap_model(self.model)
         return trained.projector
 
-    def agreed(self, late: bool) -> bool:
-        """Whether any process says so, so that all stop at the same step."""
+    def agreed(self, vote: bool) -> bool:
+        """Whether any process says so, so that all do the same."""
         if self.accelerator.num_processes == 1:
-            return late
-        votes = self.accelerator.reduce(torch.tensor(float(late), device=self.accelerator.device))
+            return vote
+        votes = self.accelerator.reduce(torch.tensor(float(vote), device=self.accelerator.device))
         return bool(votes > 0)
 
     def state(self, step: int) -> dict[str, Any]:
@@ -364,15 +386,6 @@ class _Trained(nn.Module):
 
     def forward(self, elq: Tensor, prompts: Sequence[Prompt | None] | None) -> tuple[Tensor, Tensor | None]:
         return self.projector.project_with_severity(elq, prompts)
-
-
-def _weight_files(config: TrainConfig) -> list[Path]:
-    """Weights of the restorer that the HQ terms go through: those named by the configuration, else where they are found."""
-    name, options = (config.through.name, config.through.options) if config.through else (config.restorer, {})
-    if named := [resolve_file(options[key]) for key in ("weights", "checkpoint") if options.get(key)]:
-        return named
-    places = [find_place(file) for file in find_spec(name).weights]
-    return [place[1] for place in places if place is not None]
 
 
 def _check_run(config: TrainConfig, run: Path, *, resume: bool) -> None:

@@ -39,12 +39,19 @@ def test_a_copy_is_never_half_written_nor_over_something(published: Path, tmp_pa
     damaged.write_bytes(published.read_bytes()[:5000])
     existing = tmp_path / "existing.safetensors"
     existing.write_bytes(b"mine")
+    page = tmp_path / "page.pkl"
+    page.write_bytes(b"<!DOCTYPE html><html>")
+    (out / "folder.safetensors").mkdir()
     for arguments, said in (
         ((damaged, "-r", "realesr-animevideov3", "-o", out / "a.safetensors"), "damaged.pth"),
         ((published, "-r", "realesrgan-x4plus", "-o", out / "a.safetensors"), "expected 23"),
         ((published, "-r", "osediff", "-o", out / "a.safetensors"), "no checkpoint of OSEDiff"),
         ((published, "-r", "realesr-animevideov3", "-o", out / "a.pth"), ".safetensors"),
         ((published, "-r", "realesr-animevideov3", "-o", existing), "--overwrite"),
+        ((published, "-r", "realesr-animevideov3", "-o", out / "folder.safetensors", "--overwrite"), "is a folder"),
+        ((published, "-r", "realesr-animevideov3", "-o", existing / "a.safetensors"), "existing.safetensors"),
+        ((page, "-r", "osediff", "-o", out / "new" / "a.safetensors"), "no file of torch"),
+        ((damaged, "-r", "osediff", "-o", out / "new" / "a.safetensors"), "download complete"),
         ((tmp_path / "absent.pth", "-r", "realesr-animevideov3", "-o", out / "a.safetensors"), "absent.pth"),
         ((published, "-r", "realesr-animevideo", "-o", out / "a.safetensors"), "realesr-animevideov3"),
     ):
@@ -52,7 +59,7 @@ def test_a_copy_is_never_half_written_nor_over_something(published: Path, tmp_pa
         assert done.returncode == 2, done.stderr
         assert said in done.stderr
         assert len(done.stderr.splitlines()) == 1
-    assert files(out) == []
+    assert [path.name for path in out.rglob("*")] == ["folder.safetensors"]
     assert existing.read_bytes() == b"mine"
     assert pnp("convert", published, "-r", "realesr-animevideov3", "-o", existing, "--overwrite").returncode == 0
     assert len(load_file(existing)) > 10

@@ -17,7 +17,7 @@ class Weights(nn.Linear):
     """Of zeros, since nothing can be moved back from "meta"."""
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        if self.weight.is_meta:
+        if self.weight.is_meta and not fn(torch.empty(0)).is_meta:
             self.weight = nn.Parameter(torch.zeros(self.weight.shape))
             return self
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -65,4 +65,15 @@ def test_a_budget_that_is_too_small_is_told() -> None:
     with offload.stage("vae"):
         pass
     with pytest.warns(UserWarning, match=r"unet needs about 0\.00 GB"), offload.stage("unet"):
+        assert on_device(offload, modules) == {"unet"}
+
+
+def test_layers_that_were_exchanged_are_not_left_behind() -> None:
+    modules = stages()
+    unet = modules["unet"] = nn.Sequential(modules["unet"])
+    offload = Offload(modules, torch.device("meta"), 8 * MEGABYTE)
+    with offload.stage("unet"):
+        pass
+    unet[0] = Weights(2**18, 4, bias=False)
+    with offload.stage("unet"):
         assert on_device(offload, modules) == {"unet"}

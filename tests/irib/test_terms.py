@@ -90,3 +90,11 @@ def test_terms_pass_finite_differences() -> None:
     b = torch.rand(1, 3, 6, 5, generator=generator, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda x: hq_structure(x, b), (a,))
     assert torch.autograd.gradcheck(lambda x: lq_reconstruction(x, b, lambda_blur=0.7, tau=1.0), (a,))
+
+
+def test_the_blur_is_in_pixels_of_the_lq_grid() -> None:
+    generator = torch.Generator().manual_seed(0)
+    estimate, reference = (torch.rand(1, 3, 24, 24, generator=generator) for _ in "ab")
+    found = Objective(ObjectiveConfig(tau=1.0)).lq_terms(estimate, reference, enlargement=2)
+    expected = Objective(ObjectiveConfig(tau=2.0)).lq_terms(estimate, reference)
+    assert torch.equal(found["lq"], expected["lq"])

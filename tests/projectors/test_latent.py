@@ -14,7 +14,7 @@ from torch import Tensor
 from pnp_irib import wrap
 from pnp_irib.diffusion.base import StableDiffusion
 from pnp_irib.diffusion.vae import decode, encode
-from pnp_irib.errors import WeightsError
+from pnp_irib.errors import InputError, WeightsError
 from pnp_irib.images.padding import pad_to
 from pnp_irib.images.resize import resize
 from pnp_irib.noise import SeededNoise
@@ -106,12 +106,33 @@ def test_one_that_takes_over_the_adapters_of_osediff_acts_like_it(base: StableDi
         expected = restorer.step(enlarged, base.text(["cat"]), None).picture * 0.5 + 0.5
         found = projector.project(elq, prompts=[Prompt("cat")])
         other = projector.project(elq, prompts=[Prompt("night street")])
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.clamp(0, 1), expected, atol=1e-4, rtol=0)
     assert (other - found).abs().max() > 1e-4
     with pytest.raises(WeightsError, match="another rank"):
         LatentProjector(LatentArchitecture(base=PLACE, rank_unet=2), base).copy_adapters(
             base, list(UNET_ADAPTERS), [VAE_ADAPTER]
         )
+    with pytest.raises(WeightsError, match="with the factor 2, the projector's with alpha / rank = 4"):
+        LatentProjector(LatentArchitecture(base=PLACE, alpha=16), base).copy_adapters(base, list(UNET_ADAPTERS), [VAE_ADAPTER])
+
+
+def test_its_pictures_are_not_clamped_and_pass_gradients_everywhere(base: StableDiffusion) -> None:
+    projector = trained(base)
+    with torch.no_grad():
+        base.vae.decoder.conv_out.bias.add_(2)  # far above white
+    estimate = projector.project(picture(5, 5))
+    assert estimate.min() > 1
+    estimate.mean().backward()
+    gradients = [p.grad for p in projector.parameters() if p.grad is not None]
+    assert max(float(gradient.abs().max()) for gradient in gradients) > 0
+
+
+def test_the_restorers_own_enlargement_is_kept_and_the_projectors_counts_for_the_cap(base: StableDiffusion) -> None:
+    restorer = load_osediff(base, MODEL / "osediff.pkl", merged=False, process_size=16, dtype="float32", upscale=2)
+    robust = wrap(restorer, projector=trained(base))
+    assert robust(picture(6, 7)).restored.shape[-2:] == (12, 14)
+    with pytest.raises(InputError, match="24x24"):  # on the way
+        robust(picture(6, 6), max_output_pixels=300)
 
 
 @pytest.mark.parametrize(("size", "scale"), [((1, 1), None), ((1, 1), 5), ((3, 9), 2.5), ((10, 5), 4), ((7, 6), 1)])

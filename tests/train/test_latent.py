@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,10 +23,10 @@ from pnp_irib.diffusion.base import StableDiffusion
 from pnp_irib.errors import ConfigError
 from pnp_irib.images.resize import resize
 from pnp_irib.irib import lq_reconstruction
-from pnp_irib.projectors import LatentProjector, Projector
+from pnp_irib.projectors import LatentProjector, PixelProjector, Projector
 from pnp_irib.train import load_config, train
 from pnp_irib.train.checkpoint import latest_checkpoint
-from pnp_irib.train.data import make_batch
+from pnp_irib.train.data import Pictures, make_batch
 from pnp_irib.train.trainer import _Session
 from tests.golden import golden_folder, missing
 from tests.train.test_trainer import COMMAND
@@ -171,6 +172,7 @@ def test_the_loss_falls(photographs: Path, tmp_path: Path) -> None:
     trained = Projector.from_pretrained(newest)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
+        assert config.projector is not None
         fresh = LatentProjector.build(config.projector)
     session = _Session(config, Accelerator())
     losses = []
@@ -209,7 +211,9 @@ def test_each_prior_leads_pictures_somewhere(photographs: Path, tmp_path: Path, 
         ({"prior": None}, "objective.hq_prior"),
         ({"objective": {"lq": 1.0}}, "objective.hq_prior"),
         ({"projector": {}}, "prior.base"),
-        ({"projector": {}, "prior": {"base": PLACE}, "gradient_checkpointing": True}, "latent projectors"),
+        ({"mixture": [{"profile": "extreme", "share": 1, "gate": 1}]}, "labels of the gate"),
+        ({"init": "somewhere"}, "leave one of them out"),
+        ({"through": {"name": "osediff", "options": {"base": "$NO_SUCH_PLACE/base"}}}, "NO_SUCH_PLACE"),
         ({"prior": {"timesteps": [900, 20]}}, "ordered"),
         ({"projector": {"kind": "latent"}}, "base"),
         ({"projector": {"kind": "laten"}}, "latent"),
@@ -218,3 +222,38 @@ def test_each_prior_leads_pictures_somewhere(photographs: Path, tmp_path: Path, 
 def test_what_cannot_be_is_told(photographs: Path, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load_config(write(tmp_path, photographs, **changes))
+
+
+def test_what_shows_only_when_it_is_loaded_is_told(photographs: Path, tmp_path: Path) -> None:
+    init = PixelProjector().save_pretrained(tmp_path / "pixel")
+    changes: dict[str, Any] = {"projector": None, "init": str(init)}
+    with pytest.raises(ConfigError, match=r"prior\.base"):
+        _Session(load_config(write(tmp_path, photographs, **changes)), Accelerator())
+    changes |= {"restorer": "realesr-animevideov3", "objective": {"lq": 1.0}, "prior": None, "through": None}
+    with pytest.raises(ConfigError, match="gradient_checkpointing"):
+        _Session(load_config(write(tmp_path, photographs, gradient_checkpointing=True, **changes)), Accelerator())
+
+
+def test_places_of_models_are_relative_to_the_configuration(photographs: Path, tmp_path: Path) -> None:
+    through = {"name": "osediff", "options": {"base": "models/base", "checkpoint": "hf-hub:a/b/c.pkl", "compat": "x"}}
+    config = load_config(write(tmp_path, photographs, through=through))
+    assert config.through is not None
+    assert config.through.options == {
+        "base": str(tmp_path / "models" / "base"),
+        "checkpoint": "hf-hub:a/b/c.pkl",
+        "compat": "x",
+    }
+
+
+@pytest.mark.slow
+def test_processes_without_severe_pictures_do_not_wait_for_each_other(photographs: Path, tmp_path: Path) -> None:
+    mixture = [{"profile": "extreme", "share": 1}, {"profile": "light", "share": 1, "target": "input"}]
+    path = write(tmp_path, photographs, mixture=mixture, batch=1, steps=6, checkpoint_every=6)
+    config = load_config(path)
+    pictures = Pictures(config.data.folder, smallest=config.data.crop)
+    severe = {tuple(len(make_batch(pictures, config, step, rank=rank).severe) for rank in (0, 1)) for step in range(6)}
+    assert {(0, 1), (1, 0)} & severe  # else nothing is shown
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *COMMAND]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*launch, str(path), "--run", str(tmp_path / "run")], check=True, timeout=300, env=environment)
+    assert (tmp_path / "run" / "projector" / "model.safetensors").is_file()

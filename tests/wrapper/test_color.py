@@ -38,4 +38,6 @@ def test_without_being_asked_nothing_is_changed(projector: PixelProjector, photo
     plain = robust(crop)
     assert plain.used.color is None
     assert torch.equal(plain.restored, blue(plain.lq).clamp(0, 1))
-    assert torch.equal(robust(crop, color="none").restored, plain.restored)
+    none = robust(crop, color="none")
+    assert none.used.color is None
+    assert torch.equal(none.restored, plain.restored)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -166,7 +168,7 @@ def test_what_does_not_fit_is_told(model: Path, tmp_path: Path) -> None:
         load_osediff(tmp_path, model / "osediff.pkl")
     broken = tmp_path / "osediff.pkl"
     broken.write_bytes((model / "osediff.pkl").read_bytes()[:2000])
-    with pytest.raises(WeightsError, match="cannot be read as a checkpoint"):
+    with pytest.raises(WeightsError, match="cannot be read as weights"):
         load_osediff(model / "sd21base", broken)
     torch.save({"state_dict_unet": {}}, broken)
     with pytest.raises(WeightsError, match="is no checkpoint of OSEDiff: rank_unet, rank_vae"):
@@ -180,9 +182,20 @@ def test_what_does_not_fit_is_told(model: Path, tmp_path: Path) -> None:
     torch.save(content, broken)
     with pytest.raises(WeightsError, match="1 missing"):
         load_osediff(model / "sd21base", broken)
-    for options in ({"compat": "yes"}, {"color": "blue"}, {"compat": "upstream", "upscale": 2.5}, {"latent_tile": 0}):
+    loaded = StableDiffusion.load(model / "sd21base")
+    wrong: list[dict[str, Any]] = [{"compat": "yes"}, {"color": "blue"}, {"compat": "upstream", "upscale": 2.5}]
+    wrong += [{"upscale": value} for value in (0, -1, float("nan"), "x", True)] + [{"process_size": "abc"}, {"tile_batch": 0}]
+    wrong += [{"latent_tile": 0}, {"latent_overlap": 0.5}, {"memory": "8GB"}, {"dtype": "float8"}, {"device": "abc"}]
+    for options in wrong:
         with pytest.raises(ConfigError):
-            build(model, **options)
+            load_osediff(loaded, model / "osediff.pkl", **options)
+        assert not adapter_names(loaded.unet)  # it can be used again
+    predicting = tmp_path / "v"
+    shutil.copytree(model / "sd21base", predicting)
+    file = predicting / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"prediction_type": "v_prediction"}))
+    with pytest.raises(WeightsError, match="predicts 'v_prediction'"):
+        load_osediff(predicting, model / "osediff.pkl")
     with pytest.raises(PnPIribError, match="whole numbers"):
         build(model, compat="upstream").restore(picture(8, 8), scale=1.5)
 
@@ -218,6 +231,10 @@ def test_texts_are_encoded_once(model: Path) -> None:
     assert torch.equal(first[0], first[2])
     assert torch.equal(text(["dog"])[0], first[1])
     assert len(seen) == 2
+    with torch.autocast("cpu", torch.bfloat16):
+        bird = text(["bird"])
+    assert torch.equal(StableDiffusion.load(model / "sd21base").text(["bird"]), bird)
+    seen.pop()
     text.encoder.to(torch.float64)
     assert text(["dog"]).dtype == torch.float64
     assert len(seen) == 3
