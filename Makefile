@@ -22,6 +22,7 @@ $(VENV)/demo.stamp: $(VENV)/torch.stamp pyproject.toml
 
 $(VENV)/dev.stamp: $(VENV)/torch.stamp pyproject.toml
 	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps spandrel  # its torchvision would bring another torch, and is not needed
 	touch $@ $(VENV)/demo.stamp
 
 demo: $(VENV)/demo.stamp

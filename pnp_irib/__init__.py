@@ -14,10 +14,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from pnp_irib.errors import PnPIribError
-    from pnp_irib.hub import load_projector
     from pnp_irib.look_forward import LookForwardOnce
     from pnp_irib.profile import PRESETS, DegradationProfile
     from pnp_irib.projectors import PixelProjector, Projector
+    from pnp_irib.projectors.loading import load_projector
     from pnp_irib.prompts import Prompt, PromptExtractor, load_extractor
     from pnp_irib.registry import list_restorers, load_restorer
     from pnp_irib.restorer import NoiseSource, Restorer
@@ -42,7 +42,7 @@ _PLACES = {
     "WrappedRestorer": "wrapper",
     "list_restorers": "registry",
     "load_extractor": "prompts",
-    "load_projector": "hub",
+    "load_projector": "projectors.loading",
     "load_restorer": "registry",
     "wrap": "wrapper",
 }

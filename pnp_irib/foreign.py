@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from pnp_irib.errors import InputError, WrapError
+from pnp_irib.errors import ConfigError, InputError, WrapError, did_you_mean
 from pnp_irib.images.resize import resize
 from pnp_irib.images.tensors import output_size
 from pnp_irib.noise import seeded
+from pnp_irib.recognition import Recogniser
+from pnp_irib.restorer import Restorer
 from pnp_irib.runtime import frozen
 from pnp_irib.spec import Licence, RestorerSpec
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from pnp_irib.prompts import Prompt
     from pnp_irib.restorer import NoiseSource
 
-__all__ = ["ForeignRestorer"]
+__all__ = ["FUNCTION", "MODULE", "RESTORER", "ForeignRestorer"]
 
 PROBE = 64  # side of the picture that finds out an unknown scale, pixels
 
@@ -176,3 +178,36 @@ class ForeignRestorer:
                 f"Wrap a small function around it that does, and state wrap(..., scale=, multiple_of=)."
             ) from error
         return int(factor)
+
+
+def _build_foreign(model: Any, **options: Any) -> ForeignRestorer:
+    known = [name for name in inspect.signature(ForeignRestorer).parameters if name != "model"]
+    if unknown := [name for name in options if name not in known]:
+        raise ConfigError(
+            f"the options {', '.join(unknown)} are unknown for a module or function; known: {', '.join(known)}. "
+            f"{did_you_mean(unknown[0], known)}".rstrip()
+        )
+    return ForeignRestorer(model, **options)
+
+
+def _as_it_is(restorer: Any, **options: Any) -> Any:
+    if options:
+        raise ConfigError(f"the options {', '.join(options)} do not apply to an object that is a Restorer already.")
+    return restorer
+
+
+RESTORER = Recogniser(
+    title="a Restorer",
+    recognises=lambda thing: isinstance(thing, Restorer) and isinstance(thing.spec, RestorerSpec),
+    build=_as_it_is,
+    priority=100,
+)
+MODULE = Recogniser(
+    title="a torch module", recognises=lambda thing: isinstance(thing, nn.Module), build=_build_foreign, priority=0
+)
+FUNCTION = Recogniser(
+    title="a function from pictures (N, 3, H, W) to (N, 3, s*H, s*W)",
+    recognises=lambda thing: callable(thing) and not isinstance(thing, type),
+    build=_build_foreign,
+    priority=-10,
+)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,13 @@ LONGEST_IN_NOTEBOOK = 512
 
 @dataclass(frozen=True)
 class Used:
-    """What a restoration was made with."""
+    """What a restoration was made with.
+
+    Attributes:
+        projector_source: where the projector was loaded from: a place, with the commit for one of the Hub.
+        projector_sha256: of its weights.
+        restorer_files: files of the restorer's weights and, as far as they are known without reading them, their sha256.
+    """
 
     restorer: str
     projector: str
@@ -42,6 +48,9 @@ class Used:
     seed: int
     tile: int | None
     color: str | None
+    projector_source: str | None = None
+    projector_sha256: str | None = None
+    restorer_files: dict[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

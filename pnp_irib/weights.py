@@ -5,11 +5,9 @@ Converted weights are kept as safetensors under `cache_dir`, each with a JSON re
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, distribution
@@ -17,6 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pnp_irib.errors import WeightsError
+from pnp_irib.files import sha256_of, write_atomically
+from pnp_irib.hub.download import fetch, hub_address, hub_hash
+from pnp_irib.hub.names import Name
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,18 +29,17 @@ __all__ = [
     "cache_dir",
     "cached_conversion",
     "find_place",
+    "known_hashes",
     "load_checkpoint",
     "load_strictly",
     "package_file",
     "read_pickle",
     "resolve_file",
-    "sha256_of",
     "weight_files",
-    "write_atomically",
 ]
 
 
-WEIGHT_OPTIONS = ("weights", "checkpoint", "base")
+WEIGHT_OPTIONS = ("weights", "checkpoint", "base", "path")
 """Options of restorers that name files or folders of weights."""
 
 
@@ -48,12 +48,6 @@ def cache_dir() -> Path:
     if explicit := os.environ.get("PNP_IRIB_CACHE"):
         return Path(explicit)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pnp_irib"
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def package_file(dist: str, path: str) -> Path | None:
@@ -96,17 +90,11 @@ def resolve_file(name: str | Path) -> Path:
         if not path.is_file():
             raise WeightsError(f"no weight file at {path}. Give a path, or hf-hub:owner/repo/file.")
         return path
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
     address, _, revision = text.removeprefix("hf-hub:").partition("@")
     parts = address.split("/", 2)
     if len(parts) != 3:
         raise WeightsError(f"{text!r} names no file; expected hf-hub:owner/repo/file[@revision].")
-    try:
-        return Path(hf_hub_download(f"{parts[0]}/{parts[1]}", parts[2], revision=revision or None))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise WeightsError(f"{text} cannot be fetched: {_first_line(error)}") from error
+    return fetch(Name("hf-hub", f"{parts[0]}/{parts[1]}", revision or None), [parts[2]]).paths[parts[2]]
 
 
 def weight_files(spec: RestorerSpec, options: Mapping[str, Any]) -> list[Path]:
@@ -122,6 +110,12 @@ def weight_files(spec: RestorerSpec, options: Mapping[str, Any]) -> list[Path]:
         elif not name.startswith("hf-hub:") or name.count("/") > 1:  # a whole repository is no file
             files.append(resolve_file(name))
     return files
+
+
+def known_hashes(spec: RestorerSpec, options: Mapping[str, Any]) -> dict[str, str | None]:
+    """Files of `weight_files`, those of the Hub with their commit, and their sha256 as far as no file must be read for it."""
+    known = {place[1]: file.sha256 for file in spec.weights if (place := find_place(file)) is not None}
+    return {(hub_address(path) or path.name): known.get(path) or hub_hash(path) for path in weight_files(spec, options)}
 
 
 def cached_conversion(source: Path, name: str, convert: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -149,20 +143,6 @@ def cached_conversion(source: Path, name: str, convert: Callable[[], Mapping[str
     except OSError:
         pass  # a cache that cannot be written (read-only home, full disk) costs time, not the result
     return tensors
-
-
-def write_atomically(target: Path, write: Callable[[str], Any]) -> None:
-    """Let ``write`` fill a temporary file beside ``target``, whose folder is made, and put it in place in one step."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    os.close(handle)
-    try:
-        write(temporary)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def read_pickle(path: Path) -> Any:

@@ -4,43 +4,52 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from pnp_irib.any_size import auto_tile, check_size, finish, fit_grid, restore_any_size
-from pnp_irib.errors import BrokenPluginError, ConfigError, InputError, WrapError
-from pnp_irib.foreign import ForeignRestorer
-from pnp_irib.hub import choose_projector
+from pnp_irib.errors import (
+    BrokenPluginError,
+    ConfigError,
+    InputError,
+)
+from pnp_irib.foreign import RESTORER
+from pnp_irib.hub.mixin import HubMixin
+from pnp_irib.hub.origin import Origin
 from pnp_irib.images.color import ColorMatch, match_color
 from pnp_irib.images.resize import resize
 from pnp_irib.images.sources import read_source, single_source
 from pnp_irib.images.tensors import check_picture, output_size
 from pnp_irib.look_forward import LookForwardOnce, LookForwardRound
 from pnp_irib.noise import SeededNoise
+from pnp_irib.options import CallOptions, ColorReference
 from pnp_irib.profile import DegradationProfile, preset
 from pnp_irib.projectors import Projector
+from pnp_irib.projectors.base import CONFIG_NAME, WEIGHTS_NAME
+from pnp_irib.projectors.loading import choose_projector
 from pnp_irib.prompts import Prompt, PromptExtractor, load_extractor
-from pnp_irib.registry import load_restorer
-from pnp_irib.restorer import NoiseSource, Restorer, TilingRestorer
+from pnp_irib.recognition import recognise
+from pnp_irib.registry import find_spec, load_restorer, restorer_names
+from pnp_irib.restorer import NoiseSource, Restorer
 from pnp_irib.result import Restoration, Restorations, Used, row
 from pnp_irib.runtime import Stopwatch, choose_device, choose_dtype, dtype_named, evaluating, give_memory_back
+from pnp_irib.settings import SETTINGS_NAME, LoadedByName, WrapSettings, portable_options, saved_name
 from pnp_irib.spec import RestorerSpec
+from pnp_irib.weights import known_hashes
 
 if TYPE_CHECKING:
     from pnp_irib.images.io import Picture
 
 __all__ = ["WrappedRestorer", "wrap"]
 
-ColorReference: TypeAlias = Literal["elq", "lq"]
 MAX_OUTPUT_PIXELS = 72_000_000  # 8192 x 8192 and a little
 
 
 def wrap(
-    restorer: str | Restorer | nn.Module | Callable[[Tensor], Tensor],
+    restorer: Any,
     *,
     projector: str | Path | Projector | None = "auto",
     lfo: int | LookForwardOnce = 0,
@@ -54,8 +63,9 @@ def wrap(
     """Put a projector in front of a frozen restorer.
 
     Args:
-        restorer: a registered name (see `list_restorers`), a `Restorer`, or any module or function that maps pictures
-            (N, 3, H, W) in [0, 1] to enlarged ones.
+        restorer: a registered name (see `list_restorers`), a `Restorer`, any module or function that maps pictures
+            (N, 3, H, W) in [0, 1] to enlarged ones, a model descriptor of spandrel, an image-to-image or upscale pipeline of
+            diffusers, or another kind that an installed package recognises (see `pnp_irib.recognition`).
         projector: "auto" takes the one that the restorer's spec names, else the bundled one where the LQ profiles agree, else
             none; a `Projector`, a name (``hf-hub:owner/repo``, ``local-dir:path``), a folder, or None for the restorer alone.
         lfo: rounds of Look Forward Once, unless a call says otherwise.
@@ -65,7 +75,8 @@ def wrap(
         min_size: smallest side that it accepts; None: 1.
         lq_profile: degradations that a module or function was trained for, a preset's name or a profile: with "auto", the
             projector that maps onto it is taken. "standard" is what most blind restorers were trained for.
-        options: for a registered name, handed to the adapter (``weights=``, ``device=``, ``dtype=``).
+        options: for a registered name, handed to the adapter (``weights=``, ``device=``, ``dtype=``); for an object, those of
+            its kind.
 
     Raises:
         WrapError: the object cannot be used as a restorer.
@@ -74,34 +85,32 @@ def wrap(
     profile = preset(lq_profile) if isinstance(lq_profile, str) else lq_profile
     foreign: dict[str, Any] = {"scale": scale, "multiple_of": multiple_of, "min_size": min_size, "lq_profile": profile}
     given = {name: value for name, value in foreign.items() if value is not None}
+    by_name: LoadedByName | None = None
+    recognised = "a registered name"
     if isinstance(restorer, str):
         _refuse(given, "are for modules and functions; a registered restorer knows them")
         loaded: Restorer = load_restorer(restorer, **options)
+        by_name = LoadedByName(restorer, options, known_hashes(find_spec(restorer), options))
         if not isinstance(loaded, Restorer):
             raise BrokenPluginError(
                 f"the factory of {restorer!r} returned a {type(loaded).__name__}; expected an object with spec, restore, to. "
                 f"Update or uninstall its package."
             )
-    elif isinstance(restorer, Restorer) and isinstance(restorer.spec, RestorerSpec):
-        _refuse(given | options, "do not apply to an object that is a Restorer already")
-        loaded = restorer
-    elif callable(restorer) and not isinstance(restorer, type):
-        _refuse(options, "are unknown for a module or function")
-        loaded = ForeignRestorer(restorer, **given)
     else:
-        raise WrapError(
-            f"{restorer!r:.80} ({type(restorer).__name__}) cannot be wrapped. Tried: a registered name, a Restorer, a "
-            f"torch module, a function from (N, 3, H, W) to (N, 3, s*H, s*W). Write such a function around it and wrap that."
-        )
+        kind = recognise(restorer)
+        loaded, recognised = kind.build(restorer, **given, **options), kind.title
     if projector == "auto" and isinstance(loaded, WrappedRestorer):
         chosen, why = None, "it is wrapped already"
     else:
         chosen, why = choose_projector(projector, loaded.spec, base=getattr(loaded, "base", None))
-    return WrappedRestorer(loaded, chosen, why=why, lfo=lfo, extractor=extractor)
+    return WrappedRestorer(loaded, chosen, why=why, lfo=lfo, extractor=extractor, loaded=by_name, recognised=recognised)
 
 
-class WrappedRestorer:
+class WrappedRestorer(HubMixin):
     """A frozen restorer with a projector in front; itself a `Restorer`.
+
+    It is saved as its projector, with a note of the restorer's name and the options here: a folder or repository of it is one
+    of its projector as well.
 
     Args:
         restorer: the frozen restorer.
@@ -109,7 +118,11 @@ class WrappedRestorer:
         why: why this projector, for `repr` and results.
         lfo: rounds of Look Forward Once by default.
         extractor: what reads prompts off pictures.
+        loaded: how a registered restorer was loaded, for results and saving.
+        recognised: what `wrap` took it for, for `repr`.
     """
+
+    _files = (SETTINGS_NAME, CONFIG_NAME, WEIGHTS_NAME)
 
     def __init__(
         self,
@@ -119,11 +132,16 @@ class WrappedRestorer:
         why: str = "given",
         lfo: int | LookForwardOnce = 0,
         extractor: str | PromptExtractor | Callable[..., Any] | None = None,
+        loaded: LoadedByName | None = None,
+        recognised: str = RESTORER.title,
     ) -> None:
+        self.loaded = loaded
+        self.recognised = recognised
         self.restorer = restorer
         self.projector = projector
         self.why = why
         self.look_forward = _rounds(lfo)
+        self._asked_extractor = extractor
         self._extractor = load_extractor(extractor) if extractor is not None else None
 
     @property
@@ -190,7 +208,7 @@ class WrappedRestorer:
         Raises:
             InputError: the scale is not acceptable.
         """
-        self.check_options(scale=scale, strength=1.0, seed=0, tile=None)
+        CallOptions(scale).check(self.restorer)
         scale = None if scale is None else float(scale)
         check_picture(lq, name="lq")
         estimate, final_prompts, _ = self._look(lq, prompts, self.look_forward, strength=1.0)
@@ -237,55 +255,46 @@ class WrappedRestorer:
         """
         single = single_source(images)
         sources = [images] if single else list(images)
+        options = CallOptions(scale, seed, strength, tile, color, color_reference, max_pixels, max_output_pixels)
+        options.check(self.restorer)
+        rounds = self.look_forward if lfo is None else _rounds(lfo)
         # Inference mode would turn what a model keeps between calls into tensors that no later training can use.
         with torch.no_grad():
             restorations = Restorations(
-                self._one(source, p, scale, seed, lfo, strength, tile, (color, color_reference), max_pixels, max_output_pixels)
+                self._one(source, p, rounds, options)
                 for source, p in zip(sources, _one_each(prompt, len(sources)), strict=True)
             )
         return restorations[0] if single else restorations
 
-    def _one(
-        self,
-        source: Any,
-        prompt: str | Prompt | None,
-        scale: float | None,
-        seed: int,
-        lfo: int | LookForwardOnce | None,
-        strength: float,
-        tile: int | str | None,
-        color: tuple[ColorMatch | None, ColorReference],
-        max_pixels: int | None,
-        max_output_pixels: int | None,
-    ) -> Restoration:
-        self.check_options(scale=scale, strength=strength, seed=seed, tile=tile, color=color[0], color_reference=color[1])
-        scale, strength = None if scale is None else float(scale), float(strength)
+    def _one(self, source: Any, prompt: str | Prompt | None, rounds: LookForwardOnce, options: CallOptions) -> Restoration:
+        scale = None if options.scale is None else float(options.scale)
+        strength, cap = float(options.strength), options.max_output_pixels
         watch = Stopwatch()
         with watch.stage("read"):
             picture: Picture = read_source(
-                source, max_pixels=max_pixels, check_size=lambda h, w: self._factor(scale, h, w, max_output_pixels)
+                source, max_pixels=options.max_pixels, check_size=lambda h, w: self._factor(scale, h, w, cap)
             )
         elq = check_picture(picture.rgb).to(self.device)
         height, width = elq.shape[-2:]
-        factor = self._factor(scale, height, width, max_output_pixels)
-        rounds = self.look_forward if lfo is None else _rounds(lfo)
-        if isinstance(tile, str):
+        factor = self._factor(scale, height, width, cap)
+        if isinstance(options.tile, str):
             side = auto_tile(self.restorer, height, width)
         else:
-            side = int(tile) if tile is not None and max(height, width) > tile else None
+            side = int(options.tile) if options.tile is not None and max(height, width) > options.tile else None
         with watch.stage("project"), contextlib.nullcontext() if self.projector is None else evaluating(self.projector):
             estimate, prompts, trace = self._look(elq, [Prompt.parse(prompt)], rounds, strength=strength)
         if self.projector is not None:
             give_memory_back()
         with watch.stage("restore"):
-            noise = SeededNoise([int(seed)])
+            noise = SeededNoise([int(options.seed)])
             estimate, own_scale = fit_grid(estimate, elq, self.restorer.spec, scale)
             given = estimate.clone()  # a restorer may work in place
             restored = restore_any_size(self.restorer, given, scale=own_scale, prompts=prompts, noise=noise, tile=side)
             restored = finish(restored, self.restorer.spec.name, ours=side is not None)
-            if color[0] is not None:
-                reference = resize((elq if color[1] == "elq" else estimate).cpu(), (restored.shape[-2], restored.shape[-1]))
-                restored = match_color(restored, reference.clamp(0, 1), color[0]).clamp(0, 1)
+            if options.color is not None:
+                reference = (elq if options.color_reference == "elq" else estimate).cpu()
+                reference = resize(reference, (restored.shape[-2], restored.shape[-1])).clamp(0, 1)
+                restored = match_color(restored, reference, options.color).clamp(0, 1)
         if self.restorer.spec.scale is None and scale is None:
             factor = restored.shape[-1] / width  # whatever the restorer chose
         else:
@@ -293,6 +302,7 @@ class WrappedRestorer:
         alpha = None
         if picture.alpha is not None:
             alpha = resize(picture.alpha, (restored.shape[-2], restored.shape[-1])).clamp(0, 1)
+        origin = self.projector.origin if self.projector is not None and strength else None
         used = Used(
             restorer=self.restorer.spec.name,
             projector=self.describe_projector() if strength else "none (strength 0)",
@@ -301,9 +311,14 @@ class WrappedRestorer:
             scale=factor,
             strength=strength,
             lfo=int(rounds.rounds) if trace else 0,
-            seed=int(seed),
+            seed=int(options.seed),
             tile=side,
-            color=f"{color[0]} to {color[1]}" if color[0] not in (None, "none") else None,
+            projector_source=str(origin) if origin is not None else None,
+            projector_sha256=next((file.sha256 for file in origin.files if file.name == WEIGHTS_NAME), None)
+            if origin
+            else None,
+            restorer_files=dict(self.loaded.files) if self.loaded is not None else {},
+            color=f"{options.color} to {options.color_reference}" if options.color not in (None, "none") else None,
         )
         return Restoration(picture, estimate.cpu(), restored, alpha, prompts[0], trace, watch.seconds, used)
 
@@ -332,41 +347,6 @@ class WrappedRestorer:
             self._tags = load_extractor("imagenet-tags")
         return self._tags if rounds else load_extractor("none")
 
-    def check_options(
-        self,
-        *,
-        scale: float | None,
-        strength: float,
-        seed: int,
-        tile: int | str | None,
-        color: str | None = None,
-        color_reference: str = "lq",
-    ) -> None:
-        """Check what can be checked before there is a picture; the options are those of a call.
-
-        Raises:
-            InputError: one of them is not acceptable.
-        """
-        spec = self.restorer.spec
-        if scale is not None and (isinstance(scale, bool) or not (isinstance(scale, Real) and 0 < scale <= 64)):
-            raise InputError(f"scale={scale!r}: expected a number above 0, at most 64.")
-        if not (isinstance(strength, Real) and 0 <= strength <= 1):
-            raise InputError(f"strength={strength!r} is outside [0, 1]; 0 is the restorer alone, 1 the full projection.")
-        if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
-            raise InputError(f"seed={seed!r}: expected a whole number from 0 to 2**63 - 1.")
-        if color not in (None, *get_args(ColorMatch)):
-            raise InputError(f"color={color!r}: expected None or one of {', '.join(get_args(ColorMatch))}.")
-        if color_reference not in get_args(ColorReference):
-            raise InputError(
-                f"color_reference={color_reference!r}: expected elq (the input) or lq (the projector's estimate)."
-            )
-        if tile is None or tile == "auto":
-            return
-        if not isinstance(tile, Integral) or isinstance(tile, bool) or tile < 16:
-            raise InputError(f"tile={tile!r}: expected 'auto', None, or a side of at least 16 pixels.")
-        if spec.scale is None or (spec.tiling == "internal" and not isinstance(self.restorer, TilingRestorer)):
-            raise InputError(f"{spec.name} cannot be tiled from outside; leave tile='auto'.")
-
     def _factor(self, scale: float | None, height: int, width: int, max_output_pixels: int | None) -> float:
         """The enlargement, if its result, and what is larger on the way there, stay below the cap."""
         spec = self.restorer.spec
@@ -382,6 +362,37 @@ class WrappedRestorer:
             )
         return factor
 
+    def _write(self, folder: Path, card: str | None) -> None:
+        if self.projector is None:
+            raise ConfigError(f"there is no projector to save ({self.describe_projector()}), and restorers are not saved.")
+        loaded, name = self.loaded, self.restorer.spec.name
+        settings = WrapSettings(
+            restorer=loaded.name if loaded is not None else name if name in restorer_names() else None,
+            options=portable_options(loaded.options) if loaded is not None else {},
+            lfo=int(self.look_forward.rounds),
+            extractor=saved_name(self._asked_extractor),
+        )
+        self.projector.save_pretrained(folder, card=card)
+        settings.write(folder)
+
+    @classmethod
+    def _from_folder(
+        cls, folder: Path, origin: Origin | None, *, restorer: str | Restorer | nn.Module | None = None, **options: Any
+    ) -> Self:
+        """Options: ``restorer``, in place of the one that was wrapped, and those of `wrap` for it, over those saved."""
+        settings = WrapSettings.read(folder)
+        again: dict[str, Any] = {"lfo": settings.lfo, "extractor": settings.extractor}
+        if restorer is None:
+            again |= settings.options
+            if settings.restorer is None:
+                raise ConfigError(f"{folder} was saved with a restorer of its user's. Give it: restorer=my_model")
+            restorer = settings.restorer
+        wrapped = wrap(restorer, projector=folder, **again | options)
+        if wrapped.projector is not None and origin is not None:
+            wrapped.projector.origin = origin
+        assert isinstance(wrapped, cls)
+        return wrapped
+
     def describe_projector(self) -> str:
         """Name of the projector and why it is used."""
         if self.projector is None:
@@ -394,7 +405,7 @@ class WrappedRestorer:
         scale = f"x{spec.scale}" if spec.scale else "any scale"
         lines = [
             f"WrappedRestorer({spec.name}, {scale})",
-            row("restorer", f"{spec.title}; weights {spec.weights_licence}"),
+            row("restorer", f"{spec.title} ({self.recognised}); weights {spec.weights_licence}"),
             row("projector", self.describe_projector()),
             row("lfo", str(self.look_forward.rounds)),
         ]

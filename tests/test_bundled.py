@@ -9,8 +9,8 @@ import torch
 from pnp_irib import load_projector, load_restorer, wrap
 from pnp_irib.bench import ms_ssim, psnr
 from pnp_irib.degrade import degrade
-from pnp_irib.hub import bundled_projectors
 from pnp_irib.images.io import read_picture
+from pnp_irib.projectors.loading import bundled_projectors
 
 
 def test_it_is_the_default_and_says_so() -> None:

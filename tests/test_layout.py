@@ -5,6 +5,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -17,15 +19,15 @@ def adapter_folders() -> set[str]:
 
 
 def test_every_adapter_folder_has_an_entry_point_and_the_other_way_round() -> None:
-    stated = project()["project"]["entry-points"]["pnp_irib.restorers"]
-    packages = {value.split(".")[0] for value in stated.values()}
-    assert packages == adapter_folders(), "pyproject.toml and adapters/ disagree"
+    stated = project()["project"]["entry-points"]
+    packages = {value.split(".")[0] for group in stated.values() for value in group.values()}
+    assert packages - {"pnp_irib"} == adapter_folders(), "pyproject.toml and adapters/ disagree"
 
 
-def test_installed_entry_points_are_those_of_pyproject() -> None:
-    stated = project()["project"]["entry-points"]["pnp_irib.restorers"]
-    group = entry_points(group="pnp_irib.restorers")
-    installed = {e.name: e.value for e in group if e.dist is not None and e.dist.name == "pnp-irib"}
+@pytest.mark.parametrize("group", ["pnp_irib.restorers", "pnp_irib.objects"])
+def test_installed_entry_points_are_those_of_pyproject(group: str) -> None:
+    stated = project()["project"]["entry-points"][group]
+    installed = {e.name: e.value for e in entry_points(group=group) if e.dist is not None and e.dist.name == "pnp-irib"}
     assert installed == stated, "entry points are read at install time; run: pip install -e ."
 
 

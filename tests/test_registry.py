@@ -12,7 +12,7 @@ import pytest
 from pnp_irib.errors import UnknownRestorerError
 from pnp_irib.registry import broken_plugins, find_spec, list_restorers, load_restorer, restorer_names
 
-OURS = ["osediff", "osediff-face", "realesr-animevideov3", "realesrgan-x4plus", "realesrgan-x4plus-anime"]
+OURS = ["osediff", "osediff-face", "realesr-animevideov3", "realesrgan-x4plus", "realesrgan-x4plus-anime", "spandrel"]
 
 GOOD = """
 from pnp_irib.spec import Licence, RestorerSpec
@@ -46,7 +46,7 @@ def run(code: str, *sites: Path) -> str:
 
 def test_ours_are_listed() -> None:
     assert set(OURS) <= set(restorer_names())
-    assert [spec.name for spec in list_restorers("realesr*")] == OURS[2:]
+    assert [spec.name for spec in list_restorers("realesr*")] == OURS[2:5]
     assert [spec.name for spec in list_restorers("*anime")] == ["realesrgan-x4plus-anime"]
     assert list_restorers("nothing*") == []
     assert broken_plugins() == []

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pnp_irib.errors import WeightsError
+from pnp_irib.files import write_atomically
 from pnp_irib.spec import WeightsFile
 from pnp_irib.weights import (
     cached_conversion,
@@ -17,7 +18,6 @@ from pnp_irib.weights import (
     load_strictly,
     package_file,
     resolve_file,
-    write_atomically,
 )
 
 

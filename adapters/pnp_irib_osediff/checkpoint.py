@@ -13,8 +13,9 @@ from torch import Tensor
 
 from pnp_irib.diffusion.lora import add_adapter, load_tensors
 from pnp_irib.errors import WeightsError
+from pnp_irib.files import write_atomically
 from pnp_irib.spec import RestorerSpec
-from pnp_irib.weights import read_pickle, write_atomically
+from pnp_irib.weights import read_pickle
 
 __all__ = ["ALPHA", "UNET_ADAPTERS", "VAE_ADAPTER", "Checkpoint", "convert"]
 

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pnp_irib.errors import MissingExtraError, WeightsError
+from pnp_irib.files import write_atomically
 from pnp_irib.images.resize import resize
 from pnp_irib.images.tensors import output_size
 from pnp_irib.images.tiling import tiled
@@ -19,7 +20,7 @@ from pnp_irib.prompts import Prompt
 from pnp_irib.restorer import NoiseSource
 from pnp_irib.runtime import choose_device, choose_dtype, store_channels_last
 from pnp_irib.spec import RestorerSpec
-from pnp_irib.weights import cached_conversion, find_place, load_checkpoint, load_strictly, resolve_file, write_atomically
+from pnp_irib.weights import cached_conversion, find_place, load_checkpoint, load_strictly, resolve_file
 from pnp_irib_realesrgan.ncnn import read_ncnn
 from pnp_irib_realesrgan.networks import RRDBNet, SRVGGNetCompact
 from pnp_irib_realesrgan.spec import ANIME, ANIME_VIDEO, X4PLUS

@@ -6,7 +6,7 @@ import io
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -18,11 +18,12 @@ from torch import Tensor
 
 from pnp_irib.bench.metrics import METRICS, Metric
 from pnp_irib.bench.statistics import BOOTSTRAP_SEED, RESAMPLES, Interval, paired_bootstrap, relative_change
-from pnp_irib.images.atomic import atomic_file
+from pnp_irib.files import atomic_file
+from pnp_irib.hub.card import Measured, MeasuredMetric
 from pnp_irib.images.io import to_pil
 from pnp_irib.images.resize import resize
 
-__all__ = ["BenchReport", "GridRow", "PictureRecord", "Stage", "evenly"]
+__all__ = ["BenchReport", "GridRow", "PictureRecord", "Stage", "evenly", "measured_of"]
 
 Values = dict[str, float]
 COLUMNS = ("bicubic", "alone", "wrapped")
@@ -233,6 +234,34 @@ class BenchReport:
                 return buffer.getvalue()
             # Bytes go about with the area; a little less, so that the next attempt fits.
             cell = int(cell * 0.97 * math.sqrt(MAX_GRID_BYTES / buffer.tell()))
+
+
+def measured_of(report: Mapping[str, Any]) -> Measured:
+    """The summary of a ``bench.json`` that goes with the projector that was measured."""
+    config, environment, models = report["config"], report["environment"], report["models"]
+    metrics = [
+        MeasuredMetric(
+            key=key,
+            title=f"{m['title']}, {m['unit']}" if m["unit"] else m["title"],
+            alone=m["alone"],
+            wrapped=m["wrapped"],
+            difference=m["difference"]["mean"],
+            low=m["difference"]["low"],
+            high=m["difference"]["high"],
+        )
+        for key, m in report["metrics"].items()
+    ]
+    return Measured(
+        preset=config["preset"],
+        restorer=config["restorer"],
+        data=Path(config["data"]).name,
+        data_sha256=config["data_sha256"],
+        pictures=report["picture_count"],
+        seeds=tuple(config["seeds"]),
+        machine=f"{environment['cpu']}, torch {environment['torch']}",
+        weights_sha256=models["projector_sha256"],
+        metrics=tuple(metrics),
+    )
 
 
 def evenly(count: int, wanted: int) -> list[int]:

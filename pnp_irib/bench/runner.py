@@ -23,6 +23,7 @@ from pnp_irib.bench.report import BenchReport, GridRow, PictureRecord, Stage, ev
 from pnp_irib.classifiers import weight_file
 from pnp_irib.degrade import degrade
 from pnp_irib.errors import ConfigError, ImageFileError
+from pnp_irib.files import sha256_of
 from pnp_irib.images.io import read_picture
 from pnp_irib.images.resize import resize
 from pnp_irib.noise import picture_seed
@@ -33,7 +34,7 @@ from pnp_irib.result import Restoration
 from pnp_irib.revision import source_revision
 from pnp_irib.runtime import Stopwatch, require
 from pnp_irib.spec import RestorerSpec
-from pnp_irib.weights import sha256_of, weight_files
+from pnp_irib.weights import weight_files
 from pnp_irib.wrapper import WrappedRestorer, wrap
 
 if TYPE_CHECKING:

@@ -273,6 +273,23 @@ def bench(
     run(output, options)
 
 
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", parser=path_of, help="Of a trained or saved projector.")],
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the Hub; made if absent.")],
+    report: Annotated[
+        list[Path] | None,
+        typer.Option("--report", help="A bench.json of it, for the model card; repeatable."),
+    ] = None,
+    licence: Annotated[str | None, typer.Option("--licence", help="Of the weights, such as apache-2.0.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="A new repository is private.")] = False,
+) -> None:
+    """Push a projector to the Hub, with its model card."""
+    from pnp_irib.cli.push import run
+
+    run(folder, repo, report or [], licence, private=private)
+
+
 OWN_OPTIONS = {
     **{name: f"Use --{name}." for name in ("restorer", "projector", "lfo", "scale", "dtype")},
     "device": "Use --device, where the command has it.",

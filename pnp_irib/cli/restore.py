@@ -18,6 +18,7 @@ from pnp_irib.cli.files import Task, plan
 from pnp_irib.cli.messages import line, reason_of
 from pnp_irib.errors import PnPIribError
 from pnp_irib.images.io import write_picture
+from pnp_irib.options import CallOptions
 from pnp_irib.result import Restoration, comparison
 from pnp_irib.runtime import give_memory_back
 from pnp_irib.wrapper import WrappedRestorer, wrap
@@ -59,9 +60,7 @@ def run(job: Job, model: Model, options: dict[str, Any]) -> int:
     kinds = [kind for kind, wanted in (("compare", job.compare), ("consistency", job.consistency)) if wanted]
     tasks = plan(job.inputs, job.output, job.format, kinds)
     restorer = wrap(model.restorer, projector=model.projector, **model.options).to(model.device, model.dtype)
-    restorer.check_options(
-        **{name: options[name] for name in ("scale", "strength", "seed", "tile", "color", "color_reference")}
-    )
+    CallOptions(**{name: value for name, value in options.items() if name not in ("prompt", "lfo")}).check(restorer.restorer)
     if restorer.projector is not None and options["strength"]:
         restorer.prompter(options["lfo"])(torch.zeros(1, 3, 8, 8))  # loads it: missing weights are told once
     if not job.as_json:

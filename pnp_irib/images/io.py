@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from pnp_irib.errors import ConfigError, ImageFileError, InputError
-from pnp_irib.images.atomic import atomic_file
+from pnp_irib.files import atomic_file
 from pnp_irib.images.decode import decode
 from pnp_irib.images.guard import one_line, quiet
 from pnp_irib.images.png16 import png16

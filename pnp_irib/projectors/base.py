@@ -11,6 +11,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -19,10 +20,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from pnp_irib.errors import ConfigError, InputError, WeightsError, explain_validation
+from pnp_irib.files import write_atomically
+from pnp_irib.hub.card import Measured
+from pnp_irib.hub.mixin import HubMixin, written_by
+from pnp_irib.hub.origin import Origin, SourceFile
 from pnp_irib.images.resize import resize
 from pnp_irib.profile import DegradationProfile
+from pnp_irib.projectors.card import projector_card
 from pnp_irib.prompts import Prompt
-from pnp_irib.weights import load_strictly, write_atomically
+from pnp_irib.weights import load_strictly
 
 __all__ = [
     "CONFIG_NAME",
@@ -30,8 +36,9 @@ __all__ = [
     "WEIGHTS_NAME",
     "Architecture",
     "Projector",
+    "ProjectorFolder",
     "Provenance",
-    "SourceFile",
+    "read_folder",
 ]
 
 FORMAT = 1
@@ -48,14 +55,10 @@ class Architecture(BaseModel):
 
     kind: str
 
-
-class SourceFile(BaseModel):
-    """A file that a projector came from."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    sha256: str
+    @property
+    def base_models(self) -> tuple[str, ...]:
+        """Repositories on the Hub that such a projector builds on."""
+        return ()
 
 
 class Provenance(BaseModel):
@@ -74,17 +77,21 @@ class Provenance(BaseModel):
     licence: str | None = None
     notes: tuple[str, ...] = Field(default=(), description="what was done to the weights after training")
     files: tuple[SourceFile, ...] = Field(default=(), description="files it came from (training config, data list, restorer)")
+    origin: Origin | None = Field(default=None, description="where on the Hub it was loaded from before it was saved")
+    measured: tuple[Measured, ...] = Field(default=(), description="by pnp-irib bench")
 
 
-class Projector(nn.Module, ABC):
+class Projector(HubMixin, nn.Module, ABC):
     """A network that maps ELQ pictures onto the LQ pictures a restorer knows."""
 
     config_class: ClassVar[type[Architecture]]
     architecture: Architecture
+    _files = (CONFIG_NAME, WEIGHTS_NAME)
 
     def __init__(self) -> None:
         super().__init__()
         self.provenance = Provenance()
+        self.origin: Origin | None = None  # where it was loaded from
 
     @classmethod
     def build(cls, architecture: Architecture, base: Any = None) -> Self:
@@ -141,22 +148,11 @@ class Projector(nn.Module, ABC):
         """Number of parameters."""
         return sum(p.numel() for p in self.parameters())
 
-    def save_pretrained(self, folder: str | Path, *, card: str | None = None) -> Path:
-        """Write the projector folder; each file is put in place in one step, the configuration last.
-
-        Args:
-            folder: made if absent.
-            card: text of ``README.md``; None: a short one is generated.
-
-        Raises:
-            WeightsError: weights that could not be loaded again: of several dtypes, or not finite.
-            ConfigError: ``folder`` is a file.
-        """
+    def _write(self, folder: Path, card: str | None) -> None:
         from safetensors.torch import save
 
         from pnp_irib import __version__
 
-        folder = Path(folder)
         dtypes = {str(value.dtype).removeprefix("torch.") for value in self.state_dict().values()}
         if len(dtypes) > 1:
             raise WeightsError(
@@ -167,12 +163,15 @@ class Projector(nn.Module, ABC):
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"{folder} is a file; a projector is a folder.")
         folder.mkdir(parents=True, exist_ok=True)
+        provenance = self.provenance
+        if self.origin is not None and self.origin.commit is not None:
+            provenance = provenance.model_copy(update={"origin": self.origin})
         content = save({key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}, {"format": "pt"})
         config = {
             "format": FORMAT,
             "library_version": __version__,
             "architecture": self.architecture.model_dump(mode="json"),
-            "provenance": self.provenance.model_dump(mode="json"),
+            "provenance": provenance.model_dump(mode="json"),
             "weights": {
                 "file": WEIGHTS_NAME,
                 "sha256": hashlib.sha256(content).hexdigest(),
@@ -183,55 +182,67 @@ class Projector(nn.Module, ABC):
         text = card if card is not None else self.card()
         write_atomically(folder / CARD_NAME, lambda path: Path(path).write_text(text))
         write_atomically(folder / CONFIG_NAME, lambda path: Path(path).write_text(json.dumps(config, indent=1) + "\n"))
-        return folder
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, base: Any = None) -> Self:
-        """Load a projector folder, strictly.
-
-        Args:
-            folder: that `save_pretrained` wrote.
-            base: see `build`.
-
-        Raises:
-            WeightsError: a file is missing, truncated, of another hash, dtype or format, or does not fit.
-        """
-        folder = Path(folder)
-        config = _read_config(folder)
-        kind = config["architecture"].get("kind") if isinstance(config["architecture"], dict) else None
-        chosen = _class_of_kind(kind, folder)
-        if not issubclass(chosen, cls):
-            raise WeightsError(f"{folder} holds a projector of the kind {kind!r}, not a {cls.__name__}.")
-        try:
-            architecture = chosen.config_class.model_validate(config["architecture"])
-            provenance = Provenance.model_validate(config["provenance"])
-        except ValidationError as error:
-            raise WeightsError(f"{folder / CONFIG_NAME} is not valid: {explain_validation(error)}") from error
+    def _from_folder(cls, folder: Path, origin: Origin | None, *, base: Any = None) -> Self:  # type: ignore[override]
+        found = read_folder(folder)
+        if not issubclass(found.cls, cls):
+            raise WeightsError(f"{folder} holds a projector of the kind {found.architecture.kind!r}, not a {cls.__name__}.")
         with torch.random.fork_rng(devices=[]):  # initial values are drawn, though they are replaced at once
-            projector = chosen.build(architecture, base)
-        _load_weights(projector, folder, config["weights"])
-        projector.provenance = provenance
+            projector = found.cls.build(found.architecture, base)
+        load_strictly(projector, found.tensors, source=os.fspath(folder / WEIGHTS_NAME))
+        projector.provenance = found.provenance
+        weights = SourceFile(name=WEIGHTS_NAME, sha256=found.sha256)
+        projector.origin = origin or Origin(place=f"local-dir:{folder}", files=(weights,))
         return projector.eval()
 
     def card(self) -> str:
-        """A short model card."""
-        p = self.provenance
-        front = ["---", "library_name: pnp_irib", "pipeline_tag: image-to-image"]
-        if p.licence:
-            front.append(f"license: {p.licence}")
-        lines = [
-            *front,
-            "---",
-            f"# {p.name or 'projector'}",
-            "",
-            f"{type(self).__name__} with {self.parameter_count / 1e6:.2f} M parameters, {p.steps} training steps.",
-            "",
-            f"- maps onto: {p.lq_profile.name if p.lq_profile else 'not stated'}",
-            f"- takes: {', '.join(e.name for e in p.elq_profiles) or 'not stated'}",
-            f"- trained with: {p.restorer or 'no restorer'}" + (f", through {p.surrogate}" if p.surrogate else ""),
-            f"- training data: {p.training_data or 'not stated'}",
-        ]
-        return "\n".join(lines) + "\n"
+        """A model card."""
+        return projector_card(self.architecture, self.provenance, self.parameter_count)
+
+
+@dataclass(frozen=True)
+class ProjectorFolder:
+    """What a projector's folder holds, checked as far as that goes without building it.
+
+    Attributes:
+        cls: class of the projector.
+        architecture: its sizes.
+        provenance: where it comes from.
+        tensors: its weights.
+        sha256: of their file.
+    """
+
+    cls: type[Projector]
+    architecture: Architecture
+    provenance: Provenance
+    tensors: dict[str, Tensor]
+    sha256: str
+
+    @property
+    def parameters(self) -> int:
+        """How many weights there are."""
+        return sum(value.numel() for value in self.tensors.values())
+
+
+def read_folder(folder: Path) -> ProjectorFolder:
+    """Read a projector's folder.
+
+    Raises:
+        WeightsError: a file is missing, truncated, of another hash, dtype or format.
+    """
+    config = _read_config(folder)
+    kind = config["architecture"].get("kind") if isinstance(config["architecture"], dict) else None
+    chosen = _class_of_kind(kind, folder)
+    try:
+        architecture = chosen.config_class.model_validate(config["architecture"])
+        provenance = Provenance.model_validate(config["provenance"])
+    except ValidationError as error:
+        raise WeightsError(
+            f"{folder / CONFIG_NAME} is not valid: {explain_validation(error)}{written_by(config['library_version'])}"
+        ) from error
+    tensors, sha256 = _read_weights(folder, config["weights"])
+    return ProjectorFolder(chosen, architecture, provenance, tensors, sha256)
 
 
 def _class_of_kind(kind: object, folder: Path) -> type[Projector]:
@@ -274,7 +285,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _load_weights(projector: Projector, folder: Path, facts: object) -> None:
+def _read_weights(folder: Path, facts: object) -> tuple[dict[str, Tensor], str]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -305,4 +316,4 @@ def _load_weights(projector: Projector, folder: Path, facts: object) -> None:
             raise WeightsError(
                 f"{path}: {key} holds values that are not finite. Its training went wrong; use another checkpoint."
             )
-    load_strictly(projector, tensors, source=os.fspath(path))
+    return tensors, found

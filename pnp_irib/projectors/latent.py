@@ -56,6 +56,11 @@ class LatentArchitecture(Architecture):
     rank_vae: int = Field(default=4, ge=1, le=256)
     alpha: int = Field(default=8, ge=1, le=1024, description="LoRA acts with the factor alpha / rank")
 
+    @property
+    def base_models(self) -> tuple[str, ...]:
+        """The base, where it is on the Hub."""
+        return (self.base.removeprefix("hf-hub:").partition("@")[0],) if self.base.startswith("hf-hub:") else ()
+
 
 class LatentProjector(Projector):
     """ELQ to LQ on the enlarged grid.

@@ -20,11 +20,12 @@ from pnp_irib.any_size import fit_grid, restore_any_size
 from pnp_irib.classifiers import EfficientNetLite, weight_file
 from pnp_irib.diffusion.base import StableDiffusion, known_as
 from pnp_irib.errors import ConfigError
-from pnp_irib.images.atomic import atomic_file
+from pnp_irib.files import atomic_file, sha256_of
+from pnp_irib.hub import SourceFile
 from pnp_irib.images.resize import resize
 from pnp_irib.irib.objective import Objective, Terms, total
 from pnp_irib.irib.prior import LatentPrior
-from pnp_irib.projectors.base import WEIGHTS_NAME, Architecture, Projector, Provenance, SourceFile
+from pnp_irib.projectors.base import WEIGHTS_NAME, Architecture, Projector, Provenance
 from pnp_irib.projectors.latent import LatentProjector
 from pnp_irib.projectors.pixel import PixelArchitecture, PixelProjector
 from pnp_irib.prompts import Prompt, PromptExtractor, load_extractor
@@ -36,7 +37,7 @@ from pnp_irib.train.checkpoint import latest_checkpoint, load_state, save_checkp
 from pnp_irib.train.config import TrainConfig
 from pnp_irib.train.data import SCALE, Batch, Pictures, make_batch
 from pnp_irib.train.progress import Progress
-from pnp_irib.weights import sha256_of, weight_files
+from pnp_irib.weights import weight_files
 
 __all__ = ["train"]
 

@@ -18,14 +18,14 @@ import math
 import shutil
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from pnp_irib.bench import METRICS
+from pnp_irib.bench.report import measured_of
+from pnp_irib.files import sha256_of
+from pnp_irib.hub import SourceFile
 from pnp_irib.projectors import PixelProjector
-from pnp_irib.projectors.base import WEIGHTS_NAME, SourceFile
-from pnp_irib.weights import sha256_of
+from pnp_irib.projectors.base import WEIGHTS_NAME
 
 HERE = Path(__file__).parent
 NAME = "pixel-x4plus"
@@ -41,24 +41,6 @@ def sources(path: Path) -> list[str]:
         counted = Counter((row["source"], row["licence"]) for row in csv.DictReader(file))
     rows = [f"| {count} | {source} | {licence} |" for (source, licence), count in counted.most_common()]
     return ["| pictures | source | terms |", "|---|---|---|", *rows]
-
-
-def measured(path: Path) -> list[str]:
-    report: dict[str, Any] = json.loads(path.read_text())
-    config, environment = report["config"], report["environment"]
-    lines = [
-        f"`{config['preset']}`, {config['restorer']}, {report['picture_count']} pictures, seeds {config['seeds']}; "
-        f"{environment['cpu']}, torch {environment['torch']}:",
-        "",
-        "| metric | alone | wrapped | difference [95 % interval] |",
-        "|---|---|---|---|",
-    ]
-    for metric in METRICS:
-        m = report["metrics"][metric.key]
-        d = m["difference"]
-        change = f"{d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]"
-        lines.append(f"| {metric.title} | {m['alone']:.3f} | {m['wrapped']:.3f} | {change} |")
-    return [*lines, ""]
 
 
 def blend(projector: PixelProjector, other: PixelProjector, share: float) -> None:
@@ -105,12 +87,12 @@ def main() -> None:
         notes.append(f"gate rescaled: shut at {args.gate[0]:g}, open at {args.gate[1]:g}")
     update = {"name": NAME, "licence": "apache-2.0", "files": (*files, *facts.files), "notes": tuple(notes)}
     projector.provenance = facts.model_copy(update=update)
+    measured = tuple(measured_of(json.loads(report.read_text())) for report in args.reports)
+    projector.provenance = projector.provenance.model_copy(update={"measured": measured})
     card = [projector.card()]
     if args.sources:
         card += ["## Terms", "", TERMS, "", "## Training pictures", "", *sources(args.sources), ""]
     card += ["## Training", "", (HERE / "README.md").read_text().split("\n", 2)[2].strip(), ""]
-    if args.reports:
-        card += ["## Measured", "", *[line for report in args.reports for line in measured(report)]]
     if args.target == TARGET:  # nothing of an earlier bundle stays
         shutil.rmtree(TARGET, ignore_errors=True)
     projector.save_pretrained(args.target, card="\n".join(card))

@@ -21,11 +21,11 @@ from pnp_irib.bench.report import CAPTIONS, CELL, MAX_GRID_BYTES, GridRow, Stage
 from pnp_irib.classifiers import weight_file
 from pnp_irib.degrade import degrade
 from pnp_irib.errors import ConfigError, ImageFileError
+from pnp_irib.files import sha256_of
 from pnp_irib.images.io import read_picture, write_picture
 from pnp_irib.noise import picture_seed
 from pnp_irib.profile import PRESETS
 from pnp_irib.registry import find_spec
-from pnp_irib.weights import sha256_of
 
 RESTORER = "realesr-animevideov3"
 
@@ -189,7 +189,7 @@ def test_what_cannot_be_measured_says_why(
 
 
 def test_auto_without_a_projector_is_refused(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pnp_irib.hub.bundled_projectors", dict)
+    monkeypatch.setattr("pnp_irib.projectors.loading.bundled_projectors", dict)
     with pytest.raises(ConfigError, match="--projector none"):
         run_bench(config(photographs, "auto"))
     assert run_bench(config(photographs, "none", limit=1)).pictures == 1  # as the message advises

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from pnp_irib.errors import ConfigError, ImageFileError, InputError
-from pnp_irib.images.atomic import atomic_file
+from pnp_irib.files import atomic_file
 from pnp_irib.images.io import read_picture, write_picture
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from pnp_irib import PRESETS, Projector
 from pnp_irib.errors import WeightsError
+from pnp_irib.hub import SourceFile
 from pnp_irib.projectors import PixelProjector
-from pnp_irib.projectors.base import FORMAT, Architecture, Provenance, SourceFile
+from pnp_irib.projectors.base import FORMAT, Architecture, Provenance
 from pnp_irib.projectors.pixel import PixelArchitecture
 from pnp_irib.prompts import Prompt
 

@@ -20,10 +20,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pnp_irib import load_projector, load_restorer, wrap
 from pnp_irib.classifiers import weight_file
 from pnp_irib.errors import ConfigError
+from pnp_irib.files import sha256_of
 from pnp_irib.train import load_config, train
 from pnp_irib.train.checkpoint import latest_checkpoint
 from pnp_irib.train.data import Pictures, make_batch
-from pnp_irib.weights import find_place, sha256_of
+from pnp_irib.weights import find_place
 from pnp_irib_realesrgan.spec import ANIME_VIDEO
 
 COMMAND = [str(Path(sys.executable).with_name("pnp-irib")), "train", "--threads", "1"]

@@ -20,7 +20,9 @@ def projector() -> PixelProjector:
     """A small projector that is not the identity, and that listens to its prompt."""
     generator = torch.Generator().manual_seed(1)
     sizes = PixelArchitecture(widths=(8, 16), encoder_blocks=(1,), middle_blocks=1, decoder_blocks=(1,), condition_width=8)
-    small = PixelProjector(sizes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        small = PixelProjector(sizes)
     with torch.no_grad():
         small.head.weight.normal_(0, 0.1, generator=generator)
         small.prompt.words.weight.normal_(0, 3, generator=generator)

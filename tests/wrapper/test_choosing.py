@@ -41,8 +41,12 @@ def test_projector_none_by_any_name() -> None:
         (lambda: wrap(Stated(), scale=4), ConfigError, "scale do not apply to an object that is a Restorer"),
         (lambda: wrap(nn.Identity(), wheels=4), ConfigError, "wheels are unknown for a module or function"),
         (lambda: wrap("realesr-animevideov3", wheels=4), ConfigError, "wheels.*Its options: weights, device, dtype"),
-        (lambda: wrap(Doubler), WrapError, "Write such a function"),  # type: ignore[arg-type]
-        (lambda: wrap(3), WrapError, "Tried: a registered name, a Restorer"),  # type: ignore[arg-type]
+        (lambda: wrap(Doubler), WrapError, "smallest thing to do"),
+        (
+            lambda: wrap(3),
+            WrapError,
+            "Tried: a registered name; a Restorer; .*pipeline of diffusers; .*spandrel; a torch module; a function",
+        ),
         (lambda: wrap(Stated(), projector="no-such"), ConfigError, "no bundled projector named 'no-such'"),
         (lambda: wrap(Stated(), projector=4), ConfigError, "expected 'auto', None"),  # type: ignore[arg-type]
         (lambda: wrap(Stated(), lfo=-1), ConfigError, "whole number from 0"),

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from pnp_irib import wrap
 from pnp_irib.images.color import ColorMatch
+from pnp_irib.options import ColorReference
 from pnp_irib.projectors import PixelProjector
-from pnp_irib.wrapper import ColorReference
 
 
 def blue(lq: Tensor) -> Tensor:

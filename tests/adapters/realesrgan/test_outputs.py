@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from pnp_irib.files import sha256_of
 from pnp_irib.images.io import read_picture
 from pnp_irib.registry import load_restorer
 from pnp_irib.restorer import Restorer, TilingRestorer
 from pnp_irib.spec import RestorerSpec
-from pnp_irib.weights import sha256_of
 from pnp_irib_realesrgan.networks import SRVGGNetCompact
 from pnp_irib_realesrgan.restorer import RealESRGAN
 from pnp_irib_realesrgan.spec import ANIME

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pnp_irib.weights import cache_dir, sha256_of
+from pnp_irib.files import sha256_of
+from pnp_irib.weights import cache_dir
 from pnp_irib_realesrgan.restorer import RealESRGAN, load_realesr_animevideov3
 from tests.adapters.realesrgan.files import same_weights
 

@@ -1,16 +1,24 @@
-"""Files that are whole or absent."""
+"""Hashes of files, and files that are whole or absent."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-__all__ = ["atomic_file"]
+__all__ = ["atomic_file", "sha256_of", "write_atomically"]
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
@@ -34,4 +42,18 @@ def atomic_file(target: Path) -> Iterator[BinaryIO]:
         temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(target: Path, write: Callable[[str], Any]) -> None:
+    """Let ``write`` fill a temporary file beside ``target``, whose folder is made, and put it in place in one step."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    os.close(handle)
+    try:
+        write(temporary)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
         raise

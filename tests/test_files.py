@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pnp_irib.images.atomic import atomic_file
+from pnp_irib.files import atomic_file
 
 
 def test_the_name_appears_only_when_the_file_is_whole(tmp_path: Path) -> None:

@@ -3,14 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
-from pnp_irib.errors import ConfigError, WeightsError
-from pnp_irib.hub import Name, bundled_projectors, load_projector, parse_name
-from pnp_irib.projectors import PixelProjector
-from pnp_irib.projectors.pixel import PixelArchitecture
-
-SMALL = PixelArchitecture(widths=(8, 16), encoder_blocks=(1,), middle_blocks=1, decoder_blocks=(1,), condition_width=8)
+from pnp_irib.errors import ConfigError
+from pnp_irib.hub import Name, parse_name
 
 
 @pytest.mark.parametrize(
@@ -72,30 +67,3 @@ def test_a_folder_is_told_its_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyP
         with pytest.raises(ConfigError, match=f"write 'local-dir:{text}'"):
             parse_name(text)
     assert parse_name("hf-hub:owner/repo").kind == "hf-hub"
-
-
-def test_a_local_folder_is_loaded(tmp_path: Path) -> None:
-    projector = PixelProjector(SMALL)
-    projector.save_pretrained(tmp_path / "mine")
-    loaded = load_projector(f"local-dir:{tmp_path}/mine")
-    assert torch.equal(loaded.state_dict()["stem.weight"], projector.stem.weight)
-    with pytest.raises(WeightsError, match="is not a projector folder"):
-        load_projector(f"local-dir:{tmp_path}/absent")
-
-
-def test_unknown_names_list_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"no bundled projector named 'nothing-like-it'\. Bundled: "):
-        load_projector("nothing-like-it")
-    for name, folder in bundled_projectors().items():
-        assert load_projector(name).provenance.name == name
-        assert (folder / "README.md").is_file()
-
-
-def test_without_network_the_hub_gives_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(WeightsError, match="hf-hub:owner/repo@v1 cannot be fetched from the Hub") as caught:
-        load_projector("owner/repo@v1")
-    assert "\n" not in str(caught.value)

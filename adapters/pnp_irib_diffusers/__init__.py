@@ -1,0 +1,1 @@
+"""Pipelines of diffusers that turn a picture into another, for pnp_irib."""

@@ -1,0 +1,507 @@
+"""The checks of `check_adapter`, one function each: given the subject, they yield problems."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pnp_irib.any_size import restore_any_size
+from pnp_irib.errors import PnPIribError
+from pnp_irib.images.tensors import output_size
+from pnp_irib.noise import SeededNoise
+from pnp_irib.prompts import Prompt
+from pnp_irib.restorer import Restorer, TilingRestorer
+from pnp_irib.runtime import dtype_named
+from pnp_irib.testing.problem import Problem
+
+__all__ = ["CHECKS", "Subject"]
+
+SIDE = 40  # of the pictures of most checks, pixels
+TOLERANCE = 1e-3  # of values that should be the same, computed in another order, float32
+RESEMBLES = 0.8  # correlation with the input above which a shift can be measured
+FARTHEST = 4  # shift that is looked for, input pixels
+SHORTEST = 24  # side of a picture that a shift can be told from, input pixels
+
+
+class Subject:
+    """The restorer under examination.
+
+    Args:
+        restorer: the restorer.
+        sizes: sides of pictures.
+    """
+
+    def __init__(self, restorer: Restorer, sizes: tuple[int, ...]) -> None:
+        self.restorer = restorer
+        self.spec = restorer.spec
+        self.sizes = sizes
+        self.notes: list[str] = []
+        self.prompt = Prompt("a cat on a sofa") if self.spec.prompts == "required" else None
+        spec = self.spec
+        self.side = max(-(-SIDE // spec.multiple_of) * spec.multiple_of, spec.min_size)
+
+    def picture(self, height: int, width: int, *, seed: int = 0) -> Tensor:
+        """A smooth picture (1, 3, height, width) with edges, on the device of the restorer; crops of one large one."""
+        generator = torch.Generator().manual_seed(seed)
+        coarse = torch.rand(1, 3, 12, 12, generator=generator)
+        large = F.interpolate(coarse, size=(144, 144), mode="bicubic").clamp(0, 1)
+        large[..., 30:38, :] *= 0.4
+        large[..., 50:54] = 1 - large[..., 50:54]
+        large = F.avg_pool2d(F.pad(large, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+        return large[..., :height, :width].clone().to(self.device)
+
+    def stripes(self, size: int) -> Tensor:
+        """A picture with a side of ``size`` along which alone it changes: its height where that is odd, else its width."""
+        coarse = torch.rand(1, 1, 36, 1, generator=torch.Generator().manual_seed(0))
+        profile = F.interpolate(coarse, size=(144, 1), mode="bicubic").clamp(0, 1)[:, :, :size].to(self.device)
+        profile = profile.expand(-1, 3, -1, 7 + size % 13)
+        return (profile if size % 2 else profile.transpose(2, 3)).contiguous()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the restorer works."""
+        device = getattr(self.restorer, "device", None)
+        return device if isinstance(device, torch.device) else torch.device("cpu")
+
+    def restore(self, lq: Tensor, *, seed: int | Sequence[int] = 0, prompts: Any = None, **options: Any) -> Tensor:
+        """Restored as the library does it, without gradients."""
+        seeds = [seed] * len(lq) if isinstance(seed, int) else list(seed)
+        given = prompts if prompts is not None else [self.prompt] * len(lq) if self.prompt is not None else None
+        with torch.no_grad():
+            return restore_any_size(self.restorer, lq.clone(), prompts=given, noise=SeededNoise(seeds), **options)
+
+    def modules(self) -> list[nn.Module]:
+        """The modules that the restorer holds, as far as they can be seen."""
+        found: dict[int, nn.Module] = {}
+        seen: set[int] = set()
+
+        def look(thing: Any, depth: int) -> None:
+            if id(thing) in seen or depth > 4:
+                return
+            seen.add(id(thing))
+            if isinstance(thing, nn.Module):
+                found[id(thing)] = thing
+            elif isinstance(thing, dict):
+                for value in thing.values():
+                    look(value, depth + 1)
+            elif isinstance(thing, list | tuple):
+                for value in thing:
+                    look(value, depth + 1)
+            elif hasattr(thing, "__dict__") and not isinstance(thing, type):
+                look(vars(thing), depth + 1)
+
+        look(self.restorer, 0)
+        return list(found.values())
+
+
+def check_sizes(subject: Subject) -> Iterator[Problem]:
+    """Every size gives the size that is promised, finite, and where the input has it."""
+    spec = subject.spec
+    found = {size: _fault(subject, size) for size in subject.sizes}
+    failed = {size: why for size, (why, _) in found.items() if why and "shifted" not in why}
+    shifted = {size: why for size, (why, _) in found.items() if why and "shifted" in why}
+    stated = f"spec.multiple_of is {spec.multiple_of}, spec.min_size {spec.min_size}"
+    for faults, otherwise in (
+        (failed, "state a larger spec.multiple_of or spec.min_size, or pad and crop in restore"),
+        (shifted, "crop the result where the input was padded: below and right"),
+    ):
+        if faults:
+            size, why = next(iter(faults.items()))
+            side = "height" if size % 2 else "width"
+            yield Problem(
+                "sizes",
+                f"{len(faults)} of {len(found)} sizes fail, the first with the {side} {size}: {why}; {stated}",
+                _larger_multiple(subject, list(faults)) or otherwise,
+            )
+    if not any(measured for _, measured in found.values()):
+        subject.notes.append("shifts: no result resembles its input (random weights?)")
+
+
+def _fault(subject: Subject, size: int) -> tuple[str | None, bool]:
+    """What is wrong with a size, and whether a shift could be measured."""
+    lq, factor = subject.stripes(size), subject.spec.scale or subject.spec.default_scale
+    try:
+        restored = subject.restore(lq)
+    except Exception as error:  # an adapter may raise anything
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}", False
+    height, width = lq.shape[-2:]
+    expected = (1, 3, *output_size(height, width, factor)) if factor is not None else None
+    if (expected is not None and tuple(restored.shape) != expected) or restored.shape[:2] != (1, 3):
+        return f"a result of {tuple(restored.shape)} for {tuple(lq.shape)}, expected {expected}", False
+    if not bool(restored.isfinite().all()):
+        return "values that are not finite", False
+    shift = _shift(restored, lq)
+    return (f"the result is shifted by {shift:+d} input pixels" if shift else None), shift is not None
+
+
+def _larger_multiple(subject: Subject, bad: Sequence[int]) -> str | None:
+    """The smallest multiple with which the bad sizes come out well."""
+    for multiple in (2, 4, 8, 12, 16, 24, 32, 48, 64):
+        if multiple > subject.spec.multiple_of:
+            stated = Subject(_Stated(subject.restorer, multiple_of=multiple), ())
+            if not any(_fault(stated, size)[0] for size in (*bad[:3], bad[-1])):
+                return f"try multiple_of={multiple}"
+    return None
+
+
+def _shift(restored: Tensor, lq: Tensor) -> int | None:
+    """How far the result lies from its input along the longer side, input pixels; None where that cannot be measured."""
+    height, width = lq.shape[-2:]
+    if max(height, width) < SHORTEST:
+        return None
+    reduced = F.interpolate(restored.float(), size=(height, width), mode="area").mean(1)[0]
+    given = lq.float().mean(1)[0]
+    if width > height:
+        reduced, given = reduced.T, given.T
+    inner = given[FARTHEST:-FARTHEST]
+    shifts = range(-FARTHEST, FARTHEST + 1)
+    found = {d: _correlation(inner, reduced[FARTHEST + d : len(reduced) - FARTHEST + d]) for d in shifts}
+    best = max(shifts, key=lambda d: found[d])
+    if found[best] < RESEMBLES:
+        return None
+    return best if found[best] > found[0] + 0.1 else 0
+
+
+def _correlation(a: Tensor, b: Tensor) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    return float((a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-9))
+
+
+def check_scales(subject: Subject) -> Iterator[Problem]:
+    """A call may state its scale."""
+    spec = subject.spec
+    for scale in (1.0, 1.5, 2.0, 3.0):
+        lq = subject.picture(subject.side, subject.side)
+        found, expected = (
+            tuple(subject.restore(lq, scale=scale).shape),
+            (1, 3, *output_size(lq.shape[-2], lq.shape[-1], scale)),
+        )
+        if found != expected:
+            yield Problem(
+                "scales",
+                f"scale={scale} gave {found}, expected {expected}",
+                "resize the result to pnp_irib.images.tensors.output_size(H, W, scale)"
+                if spec.scale is None
+                else "restore at the native scale and resize if a scale is given",
+            )
+            return
+
+
+def check_values(subject: Subject) -> Iterator[Problem]:
+    """Pictures are about [0, 1], of the dtype that came in."""
+    lq = subject.picture(subject.side, subject.side)
+    restored = subject.restore(lq)
+    low, high = restored.float().quantile(0.02).item(), restored.float().quantile(0.98).item()
+    if high > 4:
+        yield Problem("values", f"values from {low:.3g} to {high:.3g}, expected [0, 1]", "divide by 255")
+    elif low < -0.3:
+        yield Problem("values", f"values from {low:.3g} to {high:.3g}, expected [0, 1]", "from [-1, 1] it is x * 0.5 + 0.5")
+    elif high > 1.6:
+        yield Problem("values", f"values from {low:.3g} to {high:.3g}, expected [0, 1]", "bring them to [0, 1]")
+    if restored.dtype != lq.dtype:
+        yield Problem(
+            "values", f"{restored.dtype} for an input of {lq.dtype}", "give back the dtype that came in: result.to(lq.dtype)"
+        )
+    if restored.device != lq.device:
+        yield Problem("values", f"the result is on {restored.device}, the input on {lq.device}", "result.to(lq.device)")
+
+
+def check_batches(subject: Subject) -> Iterator[Problem]:
+    """A picture comes out the same alone and in a batch."""
+    one, other = subject.picture(subject.side, subject.side, seed=1), subject.picture(subject.side, subject.side, seed=2)
+    both = subject.restore(torch.cat((one, other)), seed=[3, 4])
+    alone = subject.restore(other, seed=[4])
+    if both.shape[0] != 2:
+        yield Problem("batches", f"{both.shape[0]} results for two pictures", "give one result a picture, in their order")
+        return
+    difference = (both[1:] - alone).abs().max().item()
+    if difference > TOLERANCE:
+        yield Problem(
+            "batches",
+            f"the second of two pictures differs from itself alone by up to {difference:.3g}, expected below {TOLERANCE}",
+            "look for statistics over the batch (a module in training mode, a norm over dimension 0), or noise that is drawn "
+            "for the batch as a whole: noise.normal(shape) has a stream for each picture",
+        )
+
+
+def check_seeds(subject: Subject) -> Iterator[Problem]:
+    """The seed decides, and nothing else."""
+    spec, lq = subject.spec, subject.picture(subject.side, subject.side)
+    global_state = torch.get_rng_state()
+    first = subject.restore(lq, seed=1)
+    touched = not torch.equal(torch.get_rng_state(), global_state)
+    again, other = subject.restore(lq, seed=1), subject.restore(lq, seed=2)
+    if touched:
+        torch.set_rng_state(global_state)
+    if touched or not torch.equal(first, again):
+        yield Problem(
+            "seeds",
+            "it draws from the global random generator" if touched else "the same seed gave two results",
+            "draw only from the noise= that restore is given: noise.normal(shape, device=..., dtype=...)",
+        )
+        return
+    depends = not torch.equal(first, other)
+    if depends and spec.deterministic:
+        yield Problem("seeds", "the seed changes the result, but spec.deterministic is True", "state deterministic=False")
+    if not depends and not spec.deterministic:
+        yield Problem(
+            "seeds",
+            "spec.deterministic is False, but two seeds gave the same result",
+            "draw from noise=, or state deterministic=True",
+        )
+
+
+def check_prompts(subject: Subject) -> Iterator[Problem]:
+    """Prompts do what the spec says."""
+    spec, lq = subject.spec, subject.picture(subject.side, subject.side)
+    cat, street = (subject.restore(lq, prompts=[Prompt(text)]) for text in ("a cat on a sofa", "a street at night, rain"))
+    if spec.prompts == "none":
+        if not torch.equal(cat, street):
+            yield Problem("prompts", "prompts change the result, but spec.prompts is 'none'", "state prompts='optional'")
+        return
+    if torch.equal(cat, street):
+        yield Problem(
+            "prompts",
+            f"spec.prompts is {spec.prompts!r}, but two prompts gave the same result",
+            "give prompt.text to the text encoder, or state prompts='none'",
+        )
+    if spec.prompts == "required":
+        try:
+            with torch.no_grad():
+                subject.restorer.restore(lq.clone(), prompts=None, noise=SeededNoise([0]))
+        except PnPIribError:
+            return
+        except Exception as error:  # an adapter may raise anything
+            yield Problem(
+                "prompts", f"without its required prompt it raises {type(error).__name__}", "raise pnp_irib.errors.InputError"
+            )
+            return
+        yield Problem("prompts", "spec.prompts is 'required', but it restores without", "state prompts='optional'")
+
+
+def check_gradients(subject: Subject) -> Iterator[Problem]:
+    """Gradients pass where the spec promises them, and are right."""
+    spec = subject.spec
+    lq = subject.picture(subject.side, subject.side).requires_grad_()
+    prompts = [subject.prompt] if subject.prompt is not None else None
+
+    def energy(picture: Tensor) -> Tensor:
+        restored = restore_any_size(subject.restorer, picture, prompts=prompts, noise=SeededNoise([0]))
+        weights = torch.linspace(-1, 1, restored.shape[-1], device=restored.device)
+        return (restored.double() * weights).mean()
+
+    with torch.enable_grad():
+        try:
+            value = energy(lq)
+            passes = value.requires_grad
+            if passes:
+                value.backward()
+        except Exception:  # an adapter may raise anything
+            if spec.differentiable:
+                raise
+            return
+    if not spec.differentiable:
+        if passes and lq.grad is not None and lq.grad.abs().max() > 0:
+            subject.notes.append("gradients pass, though spec.differentiable is False: state True to train through it")
+        return
+    if not passes or lq.grad is None or not bool(lq.grad.abs().max() > 0):
+        yield Problem(
+            "gradients",
+            "spec.differentiable is True, but no gradient reaches the picture",
+            "run the network under the caller's grad mode: no torch.no_grad, inference_mode, detach, or 8 bits on the way; or "
+            "state differentiable=False",
+        )
+        return
+    direction = lq.grad / lq.grad.norm()
+    promised = float((lq.grad * direction).sum())
+    measured: list[float] = []
+    for step in (1e-2, 1e-3, 1e-4):  # networks bend early along their own gradient
+        with torch.no_grad():
+            change = energy(lq + step * direction) - energy(lq - step * direction)
+        measured.append((change / (2 * step)).item())
+    if not any(0.7 * promised < value < 1.3 * promised for value in measured):
+        yield Problem(
+            "gradients",
+            f"along its own gradient the result changes by {measured[1]:.3g}, the gradient says {promised:.3g}",
+            "let the gradient be that of what is returned: no straight-through parts, nothing cached from another call",
+        )
+
+
+def check_dtypes(subject: Subject) -> Iterator[Problem]:
+    """It works in the dtypes that its spec calls safe, and can be moved back."""
+    spec, lq = subject.spec, subject.picture(subject.side, subject.side)
+    now = getattr(subject.restorer, "dtype", torch.float32)
+    expected = subject.restore(lq)
+    kept = [(value, value.detach().clone()) for m in subject.modules() for value in (*m.parameters(), *m.buffers())]
+    for name in spec.safe_dtypes:
+        dtype = dtype_named(name)
+        if dtype == torch.float16 and subject.device.type == "cpu":
+            subject.notes.append("float16: not on a CPU")
+            continue
+        moved = subject.restorer.to(dtype=dtype)
+        if moved is not subject.restorer:
+            yield Problem("dtypes", "to() gives another object", "move it in place and return self")
+        found = subject.restore(lq)
+        difference = (found - expected).abs().mean().item()
+        if not difference < 0.1:  # also where it is NaN
+            yield Problem(
+                "dtypes",
+                f"in {name} the result differs from that in {now} by {difference:.3g} on average",
+                f"take {name!r} out of spec.safe_dtypes",
+            )
+    subject.restorer.to(dtype=now)
+    with torch.no_grad():
+        for value, before in kept:
+            if value.dtype == before.dtype:
+                value.copy_(before)  # what half precision rounded away
+
+
+def check_tiles(subject: Subject) -> Iterator[Problem]:
+    """Tiles give what the whole picture gives."""
+    spec = subject.spec
+    if spec.scale is None or not (spec.tiling == "supported" or isinstance(subject.restorer, TilingRestorer)):
+        return
+    lq = subject.picture(132, 16)  # many tiles, most of them far from both ends
+    if spec.deterministic is False:
+        subject.notes.append("tiles: each has noise of its own, so that they differ from the whole")
+        return
+    whole = subject.restore(lq)
+
+    def difference(restorer: Restorer) -> float:
+        with torch.no_grad():
+            prompts = [subject.prompt] if subject.prompt is not None else None
+            tiled = restore_any_size(restorer, lq.clone(), prompts=prompts, noise=SeededNoise([0]), tile=16)
+        return (tiled - whole).abs().max().item()
+
+    found = difference(subject.restorer)
+    if found <= 2 / 255:
+        return
+    wider = [halo for halo in (8, 16, 24, 32, 48) if halo > spec.tile_halo]
+    enough = next((halo for halo in wider if difference(_Stated(subject.restorer, tile_halo=halo)) <= 2 / 255), None)
+    yield Problem(
+        "tiles",
+        f"tiles differ from the whole picture by up to {255 * found:.1f}/255, expected 2/255; tile_halo is {spec.tile_halo}",
+        f"state tile_halo={enough}" if enough else "state tiling='discouraged': a pixel depends on all others, it seems",
+    )
+
+
+class _Stated:
+    """A restorer whose spec states something else."""
+
+    def __init__(self, restorer: Restorer, **facts: Any) -> None:
+        self._restorer = restorer
+        self.spec = restorer.spec.model_copy(update=facts)
+        self.device = getattr(restorer, "device", None)
+
+    def restore(self, lq: Tensor, **options: Any) -> Tensor:
+        return self._restorer.restore(lq, **options)
+
+    def to(self, device: Any = None, dtype: Any = None) -> Self:
+        self._restorer.to(device, dtype)
+        return self
+
+
+def check_errors(subject: Subject) -> Iterator[Problem]:
+    """Wrong options of a registered restorer are told in the library's own errors."""
+    from pnp_irib.registry import find_spec, restorer_names
+
+    name = subject.spec.name
+    if name not in restorer_names():
+        subject.notes.append(f"errors of loading: {name!r} is not registered")
+        return
+    try:
+        find_spec(name).load(no_such_option=1)
+    except PnPIribError as error:
+        if "no_such_option" not in str(error):
+            yield Problem(
+                "errors", f"an unknown option is told as {str(error)[:120]!r}", "name the option, and the known ones"
+            )
+    except Exception as error:  # an adapter may raise anything
+        yield Problem(
+            "errors", f"an unknown option raises {type(error).__name__}", "raise pnp_irib.errors.ConfigError that names it"
+        )
+    else:
+        yield Problem("errors", "an unknown option is taken without a word", "let the factory name its options")
+
+
+def check_state(subject: Subject) -> Iterator[Problem]:
+    """Use leaves no trace: in the input, the modules, the random generators."""
+    lq = subject.picture(subject.side, subject.side)
+    given, modules = lq.clone(), subject.modules()
+    before, generators = _state(modules), _generators()
+    mode = torch.is_grad_enabled()
+    with torch.no_grad():
+        prompts = [subject.prompt] if subject.prompt is not None else None
+        padded = restore_any_size(subject.restorer, given, prompts=prompts, noise=SeededNoise([0]))
+    after = _state(modules)
+    if changed := [name for name in before if name not in after or not _same(before[name], after[name])]:
+        yield Problem(
+            "state",
+            f"restoring changed {len(changed)} things, the first: {changed[0]}",
+            "use pnp_irib.runtime.frozen(module) around the network, and keep nothing from call to call",
+        )
+    if not all(_same(a, b) for a, b in zip(generators, _generators(), strict=True)):
+        yield Problem("state", "restoring moves a global random generator", "draw from noise= only")
+    if not torch.equal(given, lq):
+        yield Problem("state", "restoring changes the picture that it is given", "work on a copy: lq.clone()")
+    if padded.data_ptr() == given.data_ptr():
+        yield Problem("state", "the result shares its memory with the input", "return a tensor of its own")
+    if torch.is_grad_enabled() != mode:
+        torch.set_grad_enabled(mode)
+        yield Problem("state", "the grad mode is another afterwards", "use it as a context manager: with torch.no_grad():")
+
+
+def _state(modules: list[nn.Module]) -> dict[str, Any]:
+    state: dict[str, Any] = {}
+    for number, module in enumerate(modules):
+        title = f"{type(module).__name__} {number}" if len(modules) > 1 else type(module).__name__
+        for name, value in (*module.named_parameters(), *module.named_buffers()):
+            state[f"{name} of {title}"] = value.detach().clone()
+        for name, value in module.named_parameters():
+            state[f"requires_grad of {name} of {title}"] = (value.requires_grad, value.grad is None)
+        for name, child in module.named_modules():
+            state[f"training or hooks of {name or 'the whole'} of {title}"] = (child.training, list(child._forward_hooks))
+    return state
+
+
+def _generators() -> list[Any]:
+    numpy_state: Any = np.random.get_state()  # noqa: NPY002
+    return [torch.get_rng_state(), torch.from_numpy(np.asarray(numpy_state[1]).astype(np.int64)), random.getstate()]
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+    return bool(a == b)
+
+
+def check_copies(subject: Subject) -> Iterator[Problem]:
+    """Its spec can be written down and read again."""
+    spec = subject.spec
+    if type(spec).model_validate_json(spec.model_dump_json()) != spec:
+        yield Problem("spec", "the spec does not survive JSON", "use plain values in it")
+    if copy.deepcopy(spec) != spec:
+        yield Problem("spec", "the spec is not equal to its copy", "use plain values in it")
+
+
+CHECKS: dict[str, Callable[[Subject], Iterator[Problem]]] = {
+    "spec": check_copies,
+    "state": check_state,
+    "sizes": check_sizes,
+    "scales": check_scales,
+    "values": check_values,
+    "batches": check_batches,
+    "seeds": check_seeds,
+    "prompts": check_prompts,
+    "gradients": check_gradients,
+    "tiles": check_tiles,
+    "errors": check_errors,
+    "dtypes": check_dtypes,
+}
