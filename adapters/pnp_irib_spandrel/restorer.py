@@ -76,6 +76,7 @@ class SpandrelRestorer:
             min_size=max(1, sizes.minimum),
             safe_dtypes=("float32", *(dtype for dtype, supported in halves if supported)),
             tiling=descriptor.tiling.name.lower(),
+            tile_halo=48,  # windows of attention see far
             differentiable=True,
             deterministic=architecture.id not in DRAWING,
             lq_profile=lq_profile,

@@ -290,6 +290,19 @@ def push(
     run(folder, repo, report or [], licence, private=private)
 
 
+@app.command("new-adapter")
+def new_adapter(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the restorer: lower-case words with hyphens.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", parser=path_of, help="Where the package's folder is made.")
+    ] = Path(),
+) -> None:
+    """Write a package with an adapter that installs, registers, and passes its test."""
+    from pnp_irib.cli.new_adapter import run
+
+    run(name, output)
+
+
 OWN_OPTIONS = {
     **{name: f"Use --{name}." for name in ("restorer", "projector", "lfo", "scale", "dtype")},
     "device": "Use --device, where the command has it.",

@@ -26,8 +26,8 @@ __all__ = ["CHECKS", "Subject"]
 SIDE = 40  # of the pictures of most checks, pixels
 TOLERANCE = 1e-3  # of values that should be the same, computed in another order, float32
 RESEMBLES = 0.8  # correlation with the input above which a shift can be measured
-FARTHEST = 4  # shift that is looked for, input pixels
-SHORTEST = 24  # side of a picture that a shift can be told from, input pixels
+FARTHEST = 6  # shift that is looked for, input pixels
+SHORTEST = 28  # side of a picture that a shift can be told from, input pixels
 
 
 class Subject:
@@ -146,7 +146,10 @@ def _larger_multiple(subject: Subject, bad: Sequence[int]) -> str | None:
     for multiple in (2, 4, 8, 12, 16, 24, 32, 48, 64):
         if multiple > subject.spec.multiple_of:
             stated = Subject(_Stated(subject.restorer, multiple_of=multiple), ())
-            if not any(_fault(stated, size)[0] for size in (*bad[:3], bad[-1])):
+            odd = next(
+                n * multiple for n in (1, 3, 5, 7, 9, 11, 13, 15) if n * multiple >= SHORTEST
+            )  # that no larger one divides
+            if not any(_fault(stated, size)[0] for size in (*bad[:3], bad[-1], multiple, odd)):
                 return f"try multiple_of={multiple}"
     return None
 

@@ -18,7 +18,7 @@ from pnp_irib.spec import Licence, RestorerSpec
 from pnp_irib.testing import AdapterError, Report, check_adapter
 
 FREE = Licence(name="CC0-1.0", commercial=True)
-FEW = (1, 2, 3, 8, 12, 25, 31, 32, 48, 64)
+FEW = (1, 2, 3, 8, 12, 25, 32, 44, 48, 64)
 
 
 class Good:
