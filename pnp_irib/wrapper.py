@@ -317,10 +317,16 @@ class WrappedRestorer(HubMixin):
             projector_sha256=next((file.sha256 for file in origin.files if file.name == WEIGHTS_NAME), None)
             if origin
             else None,
-            restorer_files=dict(self.loaded.files) if self.loaded is not None else {},
+            restorer_files=self._files_of_restorer(),
             color=f"{options.color} to {options.color_reference}" if options.color not in (None, "none") else None,
         )
         return Restoration(picture, estimate.cpu(), restored, alpha, prompts[0], trace, watch.seconds, used)
+
+    def _files_of_restorer(self) -> dict[str, str | None]:
+        files = dict(self.loaded.files) if self.loaded is not None else {}
+        for origin in getattr(self.restorer, "origins", ()):
+            files |= {f"{origin}/{file.name}": file.sha256 for file in origin.files}
+        return files
 
     def _look(
         self, elq: Tensor, prompts: Sequence[Prompt | None] | None, rounds: LookForwardOnce, *, strength: float

@@ -16,8 +16,10 @@ from pnp_irib.diffusion.base import StableDiffusion
 from pnp_irib.diffusion.latents import LatentTiles, plan_latent_tiles
 from pnp_irib.diffusion.lora import adapter_names, merge
 from pnp_irib.diffusion.one_step import OneStepResult, one_step
+from pnp_irib.diffusion.places import SD21_BASE
 from pnp_irib.diffusion.vae import PublishedTiles, VaeMode
 from pnp_irib.errors import ConfigError, WeightsError, check_number, did_you_mean
+from pnp_irib.hub import Origin
 from pnp_irib.images.color import ColorMatch, match_color
 from pnp_irib.images.padding import pad_to
 from pnp_irib.images.resize import resize
@@ -139,6 +141,11 @@ class OSEDiff:
         return self.base.device
 
     @property
+    def origins(self) -> tuple[Origin, ...]:
+        """What it was loaded from besides its own files."""
+        return () if self.base.origin is None else (self.base.origin,)
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of its parts."""
         return self.base.dtype
@@ -254,7 +261,8 @@ def _load(
 
     Args:
         spec: which one.
-        base: Stable Diffusion 2.1-base: a folder in the layout of diffusers, ``hf-hub:owner/repo``, or a loaded model.
+        base: Stable Diffusion 2.1-base: a folder in the layout of diffusers, a single file, ``hf-hub:owner/repo``, or a loaded
+            model; None: the first of its known places that has it (see `pnp_irib.diffusion.places`).
         checkpoint: the published ``.pkl`` or its safetensors copy: a path, or ``hf-hub:owner/repo/file``.
         options: see `OSEDiff`.
 
@@ -268,10 +276,9 @@ def _load(
         raise ConfigError(
             f"{spec.name} has no option {unknown[0]!r}. {did_you_mean(unknown[0], accepted)}Its options: {known}."
         )
-    if base is None or checkpoint is None:
+    if checkpoint is None:
         raise WeightsError(
-            f"{spec.name} needs base=, a folder or hf-hub: name of Stable Diffusion 2.1-base, and checkpoint=, the file "
-            f"{spec.weights[0].name} (from {spec.weights[0].places[0]})."
+            f"{spec.name} needs checkpoint=, the file {spec.weights[0].name} (from {spec.weights[0].places[0]})."
         )
-    model = base if isinstance(base, StableDiffusion) else StableDiffusion.load(base)
+    model = base if isinstance(base, StableDiffusion) else StableDiffusion.load(base or SD21_BASE.key)
     return OSEDiff(model, Checkpoint.read(resolve_file(checkpoint)), spec=spec, **options)

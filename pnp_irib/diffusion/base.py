@@ -18,8 +18,11 @@ from torch import Tensor, nn
 
 from pnp_irib.diffusion.lora import active, adapter_names
 from pnp_irib.diffusion.offload import Offload
+from pnp_irib.diffusion.places import KNOWN, SD21_BASE, find_base
+from pnp_irib.diffusion.single_file import read_single_file
 from pnp_irib.diffusion.text import TextEmbedder
 from pnp_irib.errors import WeightsError
+from pnp_irib.hub import Origin
 from pnp_irib.runtime import BORROWING, require, store_channels_last
 
 __all__ = ["StableDiffusion", "fingerprint_of", "known_as"]
@@ -50,6 +53,7 @@ class StableDiffusion:
         place: where it was loaded from, see `known_as`.
         conv_in: the UNet's first convolution as it was loaded; some adapters replace it.
         offload: moves the parts in and out, see `limit_memory`; None: all stay on the device.
+        origin: the record of what was loaded.
     """
 
     text: TextEmbedder
@@ -60,6 +64,7 @@ class StableDiffusion:
     place: str
     conv_in: nn.Module
     offload: Offload | None = None
+    origin: Origin | None = None
     _acting: Acting | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -68,29 +73,33 @@ class StableDiffusion:
 
     @classmethod
     def load(cls, place: str | Path, *, dtype: torch.dtype = torch.float32) -> Self:
-        """Read a model in the folder layout of diffusers.
+        """Read a model.
 
         Args:
-            place: a folder, or ``hf-hub:owner/repo[@revision]``.
+            place: a folder in the layout of diffusers; a single file in that of its authors; ``hf-hub:owner/repo[@revision]``;
+                or the name of a known model, ``stable-diffusion-2-1-base`` (see `find_base`).
             dtype: of its weights.
 
         Raises:
             MissingExtraError: diffusers or transformers is not installed.
+            ConfigError: it is no place.
             WeightsError: it is not there, or not such a model.
         """
         require("diffusers", "transformers", extra="diffusion")
-        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-        from transformers import CLIPTextModel, CLIPTokenizer
-
-        name, options = _place(place)
+        found = find_base(place)
+        single = found.path if found.path.is_file() else None
+        # A single file says nothing of sizes, and has no tokenizer.
+        folder = found.path if single is None else find_base(SD21_BASE.key, only_configs=True).path
+        missing = [part for part in PARTS if not (folder / part).is_dir()]
+        if missing:
+            raise WeightsError(
+                f"{folder} is no Stable Diffusion model in the layout of diffusers: {', '.join(missing)} missing. "
+                f"Give its folder, or hf-hub:owner/repo."
+            )
         try:
             with warnings.catch_warnings(), _no_progress_bar():
                 warnings.simplefilter("ignore")  # of settings that other schedulers have
-                scheduler = DDPMScheduler.from_pretrained(name, subfolder="scheduler", **options)
-                tokenizer = CLIPTokenizer.from_pretrained(name, subfolder="tokenizer", **options)
-                encoder = CLIPTextModel.from_pretrained(name, subfolder="text_encoder", dtype=dtype, **options)
-                vae = AutoencoderKL.from_pretrained(name, subfolder="vae", torch_dtype=dtype, **options)
-                unet = UNet2DConditionModel.from_pretrained(name, subfolder="unet", torch_dtype=dtype, **options)
+                tokenizer, scheduler, encoder, vae, unet = _read(folder, single, dtype)
         except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise WeightsError(f"the base model {place} cannot be read: {reason}") from error
@@ -101,7 +110,6 @@ class StableDiffusion:
             )
         for part in (encoder, vae, unet):
             part.eval().requires_grad_(False)
-        kept = copy.deepcopy(unet.conv_in)
         return cls(
             TextEmbedder(tokenizer, encoder),
             vae,
@@ -109,7 +117,8 @@ class StableDiffusion:
             scheduler.alphas_cumprod.float(),
             fingerprint_of(vae, unet),
             known_as(place),
-            kept,
+            copy.deepcopy(unet.conv_in),
+            origin=found.origin,
         )
 
     @property
@@ -234,7 +243,11 @@ class StableDiffusion:
 def known_as(place: str | Path) -> str:
     """One spelling of a place: folders are absolute, names on the Hub stay."""
     text = str(place)
-    return text if text.startswith("hf-hub:") else str(Path(text.removeprefix("local-dir:")).expanduser().resolve())
+    return (
+        text
+        if text.startswith("hf-hub:") or text in KNOWN
+        else str(Path(text.removeprefix("local-dir:")).expanduser().resolve())
+    )
 
 
 def fingerprint_of(*modules: nn.Module) -> str:
@@ -268,17 +281,18 @@ def _no_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _place(place: str | Path) -> tuple[str, dict[str, Any]]:
-    """What ``from_pretrained`` takes: a folder is never looked for elsewhere."""
-    text = str(place)
-    if text.startswith("hf-hub:"):
-        name, _, revision = text.removeprefix("hf-hub:").partition("@")
-        return name, {"revision": revision or None}
-    folder = Path(text.removeprefix("local-dir:")).expanduser()
-    missing = [part for part in PARTS if not (folder / part).is_dir()]
-    if missing:
-        raise WeightsError(
-            f"{folder} is no Stable Diffusion model in the layout of diffusers: {', '.join(missing)} missing. "
-            f"Give its folder, or hf-hub:owner/repo."
-        )
-    return str(folder), {"local_files_only": True}
+def _read(folder: Path, single: Path | None, dtype: torch.dtype) -> tuple[Any, Any, Any, Any, Any]:
+    """Tokenizer, scheduler, text encoder, VAE and UNet, the last three from one file if there is one."""
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    options: dict[str, Any] = {"local_files_only": True}
+    scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler", **options)
+    tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", **options)
+    if single is not None:
+        return tokenizer, scheduler, *read_single_file(single, folder, dtype=dtype)
+    safe: dict[str, Any] = options | {"use_safetensors": True}
+    encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype, **safe)
+    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype, **safe)
+    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype, **safe)
+    return tokenizer, scheduler, encoder, vae, unet

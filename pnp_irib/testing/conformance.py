@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 from pnp_irib.restorer import Restorer
 from pnp_irib.spec import RestorerSpec
-from pnp_irib.testing.checks import CHECKS, Subject
+from pnp_irib.testing.checks import CHECKS
 from pnp_irib.testing.problem import Problem
+from pnp_irib.testing.subject import Subject
 
 __all__ = ["AdapterError", "Problem", "Report", "check_adapter"]
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pnp_irib.diffusion.places import KNOWN
 from pnp_irib.errors import ConfigError, explain_validation
 from pnp_irib.irib.objective import ObjectiveConfig
 from pnp_irib.irib.prior import PriorConfig
@@ -183,7 +184,11 @@ def load_config(path: str | Path) -> TrainConfig:
 
 def _place(named: str, config: Path) -> str:
     """A place of a model: what is on the Hub stays, a folder is resolved."""
-    return named if named.startswith("hf-hub:") else str(_resolved(Path(named.removeprefix("local-dir:")), config))
+    return (
+        named
+        if named.startswith("hf-hub:") or named in KNOWN
+        else str(_resolved(Path(named.removeprefix("local-dir:")), config))
+    )
 
 
 def _resolved(named: Path, config: Path) -> Path:
