@@ -47,6 +47,7 @@ class WrapSettings(BaseModel):
     library_version: str = __version__
     restorer: str | None = Field(default=None, description="registry name; None: an object of the user's")
     options: dict[str, Any] = Field(default={}, description="of the restorer, as far as they mean the same elsewhere")
+    files: dict[str, str | None] = Field(default={}, description="of the restorer's weights, with their sha256 where known")
     lfo: int = Field(default=0, ge=0, description="rounds of Look Forward Once")
     extractor: str | None = Field(default=None, description="name of the prompt extractor")
 

@@ -78,8 +78,12 @@ def find_place(file: WeightsFile) -> tuple[str, Path] | None:
     return None
 
 
-def resolve_file(name: str | Path) -> Path:
+def resolve_file(name: str | Path, *, spec: RestorerSpec | None = None) -> Path:
     """A local path, or ``hf-hub:owner/repo/file[@revision]`` fetched into the Hub's cache.
+
+    Args:
+        name: see above.
+        spec: of the restorer whose file it is: its licences are said before a large download.
 
     Raises:
         WeightsError: there is no such file, or it cannot be fetched.
@@ -94,7 +98,11 @@ def resolve_file(name: str | Path) -> Path:
     parts = address.split("/", 2)
     if len(parts) != 3:
         raise WeightsError(f"{text!r} names no file; expected hf-hub:owner/repo/file[@revision].")
-    return fetch(Name("hf-hub", f"{parts[0]}/{parts[1]}", revision or None), [parts[2]]).paths[parts[2]]
+    terms = (
+        None if spec is None else f"{spec.weights_licence} for the weights of {spec.name}, {spec.code_licence} for its code"
+    )
+    repository = Name("hf-hub", f"{parts[0]}/{parts[1]}", revision or None)
+    return fetch(repository, [parts[2]], licence=terms).paths[parts[2]]
 
 
 def weight_files(spec: RestorerSpec, options: Mapping[str, Any]) -> list[Path]:

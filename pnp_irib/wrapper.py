@@ -375,6 +375,7 @@ class WrappedRestorer(HubMixin):
         settings = WrapSettings(
             restorer=loaded.name if loaded is not None else name if name in restorer_names() else None,
             options=portable_options(loaded.options) if loaded is not None else {},
+            files=self._files_of_restorer(),
             lfo=int(self.look_forward.rounds),
             extractor=saved_name(self._asked_extractor),
         )

@@ -281,4 +281,4 @@ def _load(
             f"{spec.name} needs checkpoint=, the file {spec.weights[0].name} (from {spec.weights[0].places[0]})."
         )
     model = base if isinstance(base, StableDiffusion) else StableDiffusion.load(base or SD21_BASE.key)
-    return OSEDiff(model, Checkpoint.read(resolve_file(checkpoint)), spec=spec, **options)
+    return OSEDiff(model, Checkpoint.read(resolve_file(checkpoint, spec=spec)), spec=spec, **options)

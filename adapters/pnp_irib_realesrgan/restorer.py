@@ -146,7 +146,7 @@ def _load(spec: RestorerSpec, weights: Weights, device: Device, dtype: Dtype) ->
             )
         path = place[1]
     else:
-        path = resolve_file(weights)
+        path = resolve_file(weights, spec=spec)
     return RealESRGAN(spec, _read(spec, path), device=device, dtype=dtype)
 
 

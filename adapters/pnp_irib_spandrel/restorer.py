@@ -22,7 +22,7 @@ from pnp_irib.noise import seeded
 from pnp_irib.runtime import BORROWING, choose_device, choose_dtype, frozen, require
 from pnp_irib.spec import RestorerSpec
 from pnp_irib.weights import load_checkpoint, read_pickle, resolve_file
-from pnp_irib_spandrel.spec import UNKNOWN
+from pnp_irib_spandrel.spec import SPANDREL, UNKNOWN
 
 if TYPE_CHECKING:
     from pnp_irib.profile import DegradationProfile
@@ -181,7 +181,7 @@ def load_spandrel(
         WrapError: its architecture is no restorer.
     """
     spandrel = import_spandrel()
-    file = resolve_file(path)
+    file = resolve_file(path, spec=SPANDREL)
     tensors: Any = load_checkpoint(file) if file.suffix == ".safetensors" else read_pickle(file)
     if not isinstance(tensors, dict):
         raise WeightsError(f"{file} holds {type(tensors).__name__}, expected a dictionary of tensors.")

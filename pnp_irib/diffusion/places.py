@@ -158,7 +158,7 @@ def _first(known: KnownModel, *, only_configs: bool) -> Found:
 
 def _fetched(name: Name, known: KnownModel | None, *, only_configs: bool) -> Fetched:
     files = CONFIGS if only_configs else (*CONFIGS, *WEIGHTS)
-    licence = f"of {known.title}: {known.licence}" if known is not None else None
+    licence = f"{known.licence} for {known.title}" if known is not None else None
     return fetch(name, files, optional=OPTIONAL, licence=licence)
 
 

@@ -181,8 +181,8 @@ def _announce(name: Name, info: ModelInfo, size: int, licence: str | None) -> No
     if size <= LARGE:
         return
     stated = info.card_data.get("license") if info.card_data else None
-    terms = [f"of its repository: {stated or 'none stated'}", *([licence] if licence else [])]
-    sys.stderr.write(f"pnp-irib: fetching {size / 1e6:,.0f} MB of {name}; licence {'; '.join(terms)}\n")
+    terms = [f"{stated or 'none'} as stated there", *([licence] if licence else [])]
+    sys.stderr.write(f"pnp-irib: fetching {size / 1e6:,.0f} MB of {name}; licences: {', '.join(terms)}\n")
     sys.stderr.flush()
 
 

@@ -110,7 +110,12 @@ class HubMixin(ModelHubMixin):
         if name.kind == "hf-hub":
             if revision is not None and name.revision not in (None, revision):
                 raise ConfigError(f"{name} names one revision, revision={revision!r} another.")
-            fetched = fetch(Name("hf-hub", name.target, revision or name.revision), cls._files, access=access)
+            fetched = fetch(
+                Name("hf-hub", name.target, revision or name.revision),
+                cls._files,
+                licence="Apache-2.0 for the code that runs it",
+                access=access,
+            )
             return fetched.folder, fetched.origin()
         if name.kind != "local-dir":
             raise WeightsError(f"{place} is no folder and no repository; expected a path or owner/repo.")

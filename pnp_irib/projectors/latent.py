@@ -19,6 +19,7 @@ from pnp_irib.diffusion.base import StableDiffusion, known_as
 from pnp_irib.diffusion.latents import LatentTiles, plan_latent_tiles
 from pnp_irib.diffusion.lora import UNET_LAYERS, adapter_module, adapter_scales, adapter_tensors, add_adapter, layers_named
 from pnp_irib.diffusion.one_step import one_step
+from pnp_irib.diffusion.places import KNOWN
 from pnp_irib.errors import WeightsError
 from pnp_irib.images.padding import pad_to
 from pnp_irib.images.resize import resize
@@ -48,7 +49,9 @@ class LatentArchitecture(Architecture):
     """What a `LatentProjector` is made of."""
 
     kind: Literal["latent"] = "latent"
-    base: str = Field(description="Stable Diffusion 2.1-base or a model like it: a folder, or hf-hub:owner/repo[@revision]")
+    base: str = Field(
+        description="Stable Diffusion 2.1-base or a model like it: stable-diffusion-2-1-base, or a place, see `find_base`"
+    )
     fingerprint: str | None = Field(default=None, description="of the base; None until it is known")
     enlargement: int = Field(default=4, ge=1, le=8, description="size of its pictures over that of the input")
     timestep: int = Field(default=999, ge=0, le=999, description="whose noise the UNet is asked for; small ones change little")
@@ -59,7 +62,8 @@ class LatentArchitecture(Architecture):
     @property
     def base_models(self) -> tuple[str, ...]:
         """The base, where it is on the Hub."""
-        return (self.base.removeprefix("hf-hub:").partition("@")[0],) if self.base.startswith("hf-hub:") else ()
+        place = KNOWN[self.base].places[0] if self.base in KNOWN else self.base
+        return (place.removeprefix("hf-hub:").partition("@")[0],) if place.startswith("hf-hub:") else ()
 
 
 class LatentProjector(Projector):

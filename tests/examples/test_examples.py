@@ -51,6 +51,8 @@ def test_from_an_adapter_to_a_projector_on_the_hub(
     assert f"pushed: {server.endpoint}/owner/mine/commit/" in said
     assert "from: hf-hub:owner/mine@" in said
     said = stranger.run(
-        "pnp-irib restore out/wrapped-module.png -o r.png -r my-sharp-restorer -p owner/mine --json", work, **variables
+        f"pnp-irib restore {EXAMPLES / 'images' / 'colosseum.png'} -o r.png -r my-sharp-restorer -p owner/mine --json",
+        work,
+        **variables,
     )
     assert "hf-hub:owner/mine@" in said

@@ -163,7 +163,7 @@ def test_large_downloads_are_announced(
     monkeypatch.setattr(download, "LARGE", 1000)
     load_projector("owner/f")
     said = capsys.readouterr().err
-    assert "MB of hf-hub:owner/f; licence of its repository: apache-2.0" in said
+    assert "MB of hf-hub:owner/f; licences: apache-2.0 as stated there, Apache-2.0 for the code that runs it" in said
     load_projector("owner/f")
     assert "fetching" not in capsys.readouterr().err
 
