@@ -150,7 +150,7 @@ def explained(name: Name, error: Exception) -> WeightsError:
     elif isinstance(error, errors.HFValidationError):
         said = f"{name} is no name of a repository: {reason}"
     else:
-        said = f"{name} cannot be fetched from the Hub: {type(error).__name__}: {reason} Is there a network?"
+        said = f"the Hub cannot be reached for {name}: {type(error).__name__}: {reason.rstrip('.')}. Is there a network?"
     return WeightsError(said)
 
 

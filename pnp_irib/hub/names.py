@@ -10,6 +10,8 @@ from pnp_irib.errors import ConfigError
 
 __all__ = ["Name", "parse_name", "repository"]
 
+HUB = r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?"
+
 
 @dataclass(frozen=True)
 class Name:
@@ -33,12 +35,11 @@ def parse_name(text: str) -> Name:
     prefix, colon, rest = text.partition(":")
     if colon and prefix == "local-dir" and rest:
         return Name("local-dir", rest)
-    hub = r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?"
-    if colon and prefix == "hf-hub" and (match := re.fullmatch(hub, rest)):
+    if colon and prefix == "hf-hub" and (match := re.fullmatch(HUB, rest)):
         return Name("hf-hub", match["repo"], match["revision"])
     if re.fullmatch(r"[a-z0-9][a-z0-9._+-]*", text):
         return Name("name", text)
-    if (match := re.fullmatch(hub, text)) and not text.startswith((".", "/", "~")) and not Path(text).exists():
+    if (match := re.fullmatch(HUB, text)) and not text.startswith((".", "/", "~")) and not Path(text).exists():
         return Name("hf-hub", match["repo"], match["revision"])
     raise ConfigError(
         f"{text!r} is not a name. Expected a name, hf-hub:owner/repo[@revision] or local-dir:path"
@@ -52,7 +53,7 @@ def repository(repo_id: str) -> Name:
     Raises:
         ConfigError: it is no such name.
     """
-    name = parse_name(repo_id if repo_id.startswith("hf-hub:") else f"hf-hub:{repo_id}")
-    if name.revision is not None:
-        raise ConfigError(f"{repo_id!r} names a revision; to push to a branch, give its name as branch=.")
-    return name
+    match = re.fullmatch(HUB, repo_id.removeprefix("hf-hub:"))
+    if match is None or match["revision"]:
+        raise ConfigError(f"{repo_id!r} is no repository to push to; expected owner/name, without a revision.")
+    return Name("hf-hub", match["repo"])

@@ -26,6 +26,7 @@ from pnp_irib.images.io import read_picture, write_picture
 from pnp_irib.noise import picture_seed
 from pnp_irib.profile import PRESETS
 from pnp_irib.registry import find_spec
+from tests.hub.server import HubServer
 
 RESTORER = "realesr-animevideov3"
 
@@ -270,3 +271,22 @@ def test_grid_rows_are_small_whatever_the_pictures() -> None:
 )
 def test_shown_pictures_are_evenly_spread(count: int, expected: list[int]) -> None:
     assert evenly(count, 8) == expected
+
+
+def test_a_report_goes_to_the_hub_with_its_projector(
+    report: BenchReport, brightening: Path, identity: Path, hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pnp_irib.cli.push import run
+
+    report.write(tmp_path / "out")
+    run(brightening, "owner/bright", [tmp_path / "out" / "bench.json"], None, private=True)
+    assert "/owner/bright/commit/" in capsys.readouterr().out
+    card = hub.files("owner/bright")["README.md"].decode()
+    first = METRICS[0]
+    assert f"| {first.title}, {first.unit} | {report.mean('alone', first):.3f} | {report.mean('wrapped', first):.3f} |" in card
+    assert f"{report.pictures} pictures of {Path(report.config['data']).name}" in card
+    with pytest.raises(ConfigError, match="Measure this one"):
+        run(identity, "owner/other", [tmp_path / "out" / "bench.json"], None, private=False)
+    (tmp_path / "no.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"no\.json is no bench\.json"):
+        run(brightening, "owner/bright", [tmp_path / "no.json"], None, private=False)

@@ -148,7 +148,7 @@ def test_each_error_has_its_own_words(
     hub.corrupt = False
     load_projector("owner/f")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(WeightsError, match=r"cannot be fetched from the Hub: .* Is there a network"):
+    with pytest.raises(WeightsError, match=r"the Hub cannot be reached for hf-hub:owner/unreachable: .*\. Is there a network"):
         load_projector("owner/unreachable")
 
 
