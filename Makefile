@@ -1,9 +1,10 @@
 # make demo        restore a real photograph, results in out/
-# make test        set up, lint, type-check, test
+# make test        set up, lint, type-check, test in JOBS processes
 # make test-slow   the checks that take minutes
 # make docs        build the documentation into site/
 
 PYTHON ?= python3
+JOBS   ?= 2
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --no-warn-script-location --disable-pip-version-check --constraint constraints.txt
@@ -29,7 +30,7 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/dev.stamp lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 test-slow: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m slow

@@ -166,10 +166,10 @@ def read_pickle(path: Path) -> Any:
             warnings.simplefilter("ignore")  # of pickle protocols
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever bytes are taken for instructions, anything may come of it
-        if "Unsupported global" in str(error):
-            raise WeightsError(f"{path} holds more than tensors and is not opened, because it could run code.") from error
-        # The text about pickles is a page of advice that we do not give.
-        reason = "it is no file of torch" if isinstance(error, pickle.UnpicklingError) else _first_line(error)
+        # The text of pickle errors is a page of advice that we do not give.
+        reason = _first_line(error)
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "it is no file of torch, or holds more than tensors, which could run code"
         raise WeightsError(f"{path} cannot be read as weights: {reason}. Is the download complete?") from error
 
 

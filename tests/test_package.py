@@ -31,17 +31,15 @@ def test_the_wheel_holds_code_types_and_data(tmp_path: Path) -> None:
         f"{bundled}/config.json",
         f"{bundled}/model.safetensors",
         f"{bundled}/README.md",
+        "pnp_irib/templates/adapter/restorer.py.txt",
     }
-    assert {name.partition("/")[0].partition("-")[0] for name in names} == {
-        "pnp_irib",
-        "pnp_irib_osediff",
-        "pnp_irib_realesrgan",
-    }
+    adapters = {path.name for path in (ROOT / "adapters").iterdir() if (path / "__init__.py").is_file()}
+    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"pnp_irib", *adapters}
     # Everything in the packages that is under version control, and nothing else.
     tracked = subprocess.run(["git", "ls-files", "pnp_irib", "adapters"], cwd=ROOT, check=True, capture_output=True, text=True)
     expected = {name.removeprefix("adapters/") for name in tracked.stdout.splitlines() if name.count("/") > 0}
     packed = {name for name in names if ".dist-info/" not in name}
-    assert packed == {name for name in expected if name.startswith(("pnp_irib/", "pnp_irib_osediff/", "pnp_irib_realesrgan/"))}
+    assert packed == expected
 
 
 @pytest.fixture(scope="module")

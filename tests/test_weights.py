@@ -62,7 +62,7 @@ def test_names_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         resolve_file("hf-hub:owner/repo")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(WeightsError, match=r"hf-hub:owner/repo/file.bin@v1 cannot be fetched") as caught:
+    with pytest.raises(WeightsError, match=r"hf-hub:owner/repo@v1 is not complete in the Hub's cache") as caught:
         resolve_file("hf-hub:owner/repo/file.bin@v1")
     assert "\n" not in str(caught.value)
 

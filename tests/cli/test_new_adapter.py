@@ -53,6 +53,7 @@ def test_the_package_installs_registers_and_passes(package: Path, crop: Crop, tm
     assert "a restorer named 'my-sharp-restorer' already" in done.stderr
 
 
+@pytest.mark.slow  # mypy reads all of torch
 def test_the_package_keeps_our_own_rules(package: Path) -> None:
     config = Path(__file__).parents[2] / "pyproject.toml"
     run(BIN / "ruff", "check", "--config", config, "--ignore", "I001,D", package)

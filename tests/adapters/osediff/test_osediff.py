@@ -162,7 +162,7 @@ def test_the_face_model_keeps_size_and_colours(model: Path) -> None:
 
 
 def test_what_does_not_fit_is_told(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"osediff needs base=.* and checkpoint="):
+    with pytest.raises(WeightsError, match=r"osediff needs checkpoint=, the file osediff\.pkl"):
         load_osediff()
     with pytest.raises(WeightsError, match="is no Stable Diffusion model in the layout of diffusers: tokenizer"):
         load_osediff(tmp_path, model / "osediff.pkl")
