@@ -103,7 +103,7 @@ def _restored(
     native = spec.scale
     if native is None:  # any scale: pad, restore at it, cut
         restored = restorer.restore(padded, scale=scale, prompts=prompts, noise=noise)
-        chosen = restored.shape[-1] / padded.shape[-1] if scale is None else scale
+        chosen = scale or spec.default_scale or restored.shape[-1] / padded.shape[-1]
         new_height, new_width = output_size(height, width, chosen)
         return restored[..., :new_height, :new_width]
     if tile is None:
@@ -169,7 +169,9 @@ def finish(restored: Tensor, name: str, *, ours: bool) -> Tensor:
             f"{name} gave values that are not finite. If it runs in half precision, use float32: .to(dtype=torch.float32)."
         )
     if low >= 0 and high <= 1:
-        return (restored if ours and restored.dtype == torch.float16 else restored.float()).cpu()
+        if ours:
+            return (restored if restored.dtype == torch.float16 else restored.float()).cpu()
+        return restored.to("cpu", torch.float32, copy=True)  # a restorer may use what it gave again
     sample = restored[..., ::8, ::8]
     if ((sample < -RANGE_SLACK) | (sample > 1 + RANGE_SLACK)).float().mean() > RANGE_SHARE:
         warnings.warn(

@@ -9,6 +9,7 @@ import secrets
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,8 +17,14 @@ __all__ = ["atomic_file", "sha256_of", "write_atomically"]
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
+    """Hex digest of a file; that of one that did not change since is remembered."""
+    facts = path.stat()
+    return _digest(str(path.resolve()), facts.st_mtime_ns, facts.st_size)
+
+
+@lru_cache(maxsize=256)
+def _digest(path: str, modified: int, size: int) -> str:
+    with open(path, "rb") as file:  # noqa: PTH123 - a text is what can be remembered
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -35,7 +35,7 @@ class Used:
     Attributes:
         projector_source: where the projector was loaded from: a place, with the commit for one of the Hub.
         projector_sha256: of its weights.
-        restorer_files: files of the restorer's weights and, as far as they are known without reading them, their sha256.
+        files: that projector and restorer were loaded from, each behind its place, with their sha256.
     """
 
     restorer: str
@@ -50,7 +50,7 @@ class Used:
     color: str | None
     projector_source: str | None = None
     projector_sha256: str | None = None
-    restorer_files: dict[str, str | None] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ Converted weights are kept as safetensors under `cache_dir`, each with a JSON re
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from pnp_irib.errors import WeightsError
 from pnp_irib.files import sha256_of, write_atomically
+from pnp_irib.hub import Origin, SourceFile
 from pnp_irib.hub.download import fetch, hub_address, hub_hash
-from pnp_irib.hub.names import Name
+from pnp_irib.hub.names import Name, valid_repository
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,9 +31,9 @@ __all__ = [
     "cache_dir",
     "cached_conversion",
     "find_place",
-    "known_hashes",
     "load_checkpoint",
     "load_strictly",
+    "origin_of",
     "package_file",
     "read_pickle",
     "resolve_file",
@@ -96,7 +98,7 @@ def resolve_file(name: str | Path, *, spec: RestorerSpec | None = None) -> Path:
         return path
     address, _, revision = text.removeprefix("hf-hub:").partition("@")
     parts = address.split("/", 2)
-    if len(parts) != 3:
+    if len(parts) != 3 or not all(parts) or not valid_repository(f"{parts[0]}/{parts[1]}"):
         raise WeightsError(f"{text!r} names no file; expected hf-hub:owner/repo/file[@revision].")
     terms = (
         None if spec is None else f"{spec.weights_licence} for the weights of {spec.name}, {spec.code_licence} for its code"
@@ -106,7 +108,10 @@ def resolve_file(name: str | Path, *, spec: RestorerSpec | None = None) -> Path:
 
 
 def weight_files(spec: RestorerSpec, options: Mapping[str, Any]) -> list[Path]:
-    """Files of weights that a restorer was built from: those that its options name, else those of its spec that are here."""
+    """Files of weights that a restorer was built from: those that its options name, else those of its spec that are here.
+
+    What is named in other ways than as a file or folder is left out: this is for records, and never fails.
+    """
     named = [str(options[key]) for key in WEIGHT_OPTIONS if isinstance(options.get(key), str | Path)]
     if not named:
         return [place[1] for file in spec.weights if (place := find_place(file)) is not None]
@@ -115,15 +120,21 @@ def weight_files(spec: RestorerSpec, options: Mapping[str, Any]) -> list[Path]:
         path = Path(name.removeprefix("local-dir:")).expanduser()
         if path.is_dir():
             files += sorted(file for file in path.rglob("*") if file.is_file())
-        elif not name.startswith("hf-hub:") or name.count("/") > 1:  # a whole repository is no file
-            files.append(resolve_file(name))
+        elif path.is_file():
+            files.append(path)
+        elif name.startswith("hf-hub:") and name.partition("@")[0].count("/") > 1:  # a whole repository is no file
+            with contextlib.suppress(WeightsError):
+                files.append(resolve_file(name))
     return files
 
 
-def known_hashes(spec: RestorerSpec, options: Mapping[str, Any]) -> dict[str, str | None]:
-    """Files of `weight_files`, those of the Hub with their commit, and their sha256 as far as no file must be read for it."""
-    known = {place[1]: file.sha256 for file in spec.weights if (place := find_place(file)) is not None}
-    return {(hub_address(path) or path.name): known.get(path) or hub_hash(path) for path in weight_files(spec, options)}
+def origin_of(path: Path) -> Origin:
+    """The record of a file of weights: its place, with the commit if that is the Hub's cache, and its sha256."""
+    if (address := hub_address(path)) is not None:
+        repository, commit, file = address
+        sha256 = hub_hash(path) or sha256_of(path)
+        return Origin(place=f"hf-hub:{repository}", commit=commit, files=(SourceFile(name=file, sha256=sha256),))
+    return Origin(place=f"local-dir:{path.parent}", files=(SourceFile(name=path.name, sha256=sha256_of(path)),))
 
 
 def cached_conversion(source: Path, name: str, convert: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:

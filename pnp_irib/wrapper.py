@@ -32,13 +32,12 @@ from pnp_irib.projectors.base import CONFIG_NAME, WEIGHTS_NAME
 from pnp_irib.projectors.loading import choose_projector
 from pnp_irib.prompts import Prompt, PromptExtractor, load_extractor
 from pnp_irib.recognition import recognise
-from pnp_irib.registry import find_spec, load_restorer, restorer_names
+from pnp_irib.registry import find_spec, load_restorer
 from pnp_irib.restorer import NoiseSource, Restorer
 from pnp_irib.result import Restoration, Restorations, Used, row
 from pnp_irib.runtime import Stopwatch, choose_device, choose_dtype, dtype_named, evaluating, give_memory_back
-from pnp_irib.settings import SETTINGS_NAME, LoadedByName, WrapSettings, portable_options, saved_name
+from pnp_irib.settings import SETTINGS_NAME, LoadedByName, WrapSettings, settings_of
 from pnp_irib.spec import RestorerSpec
-from pnp_irib.weights import known_hashes
 
 if TYPE_CHECKING:
     from pnp_irib.images.io import Picture
@@ -88,9 +87,11 @@ def wrap(
     by_name: LoadedByName | None = None
     recognised = "a registered name"
     if isinstance(restorer, str):
+        if "lq_profile" in given and find_spec(restorer).lq_profile is None:  # it depends on the file
+            options["lq_profile"] = given.pop("lq_profile")
         _refuse(given, "are for modules and functions; a registered restorer knows them")
         loaded: Restorer = load_restorer(restorer, **options)
-        by_name = LoadedByName(restorer, options, known_hashes(find_spec(restorer), options))
+        by_name = LoadedByName(restorer, options)
         if not isinstance(loaded, Restorer):
             raise BrokenPluginError(
                 f"the factory of {restorer!r} returned a {type(loaded).__name__}; expected an object with spec, restore, to. "
@@ -302,7 +303,8 @@ class WrappedRestorer(HubMixin):
         alpha = None
         if picture.alpha is not None:
             alpha = resize(picture.alpha, (restored.shape[-2], restored.shape[-1])).clamp(0, 1)
-        origin = self.projector.origin if self.projector is not None and strength else None
+        origins = self.projector.origins if self.projector is not None and strength else ()
+        origin, used_origins = next(iter(origins), None), (*self._origins(), *origins)
         used = Used(
             restorer=self.restorer.spec.name,
             projector=self.describe_projector() if strength else "none (strength 0)",
@@ -317,16 +319,17 @@ class WrappedRestorer(HubMixin):
             projector_sha256=next((file.sha256 for file in origin.files if file.name == WEIGHTS_NAME), None)
             if origin
             else None,
-            restorer_files=self._files_of_restorer(),
+            files={f"{found}/{file.name}": file.sha256 for found in used_origins for file in found.files},
             color=f"{options.color} to {options.color_reference}" if options.color not in (None, "none") else None,
         )
         return Restoration(picture, estimate.cpu(), restored, alpha, prompts[0], trace, watch.seconds, used)
 
-    def _files_of_restorer(self) -> dict[str, str | None]:
-        files = dict(self.loaded.files) if self.loaded is not None else {}
-        for origin in getattr(self.restorer, "origins", ()):
-            files |= {f"{origin}/{file.name}": file.sha256 for file in origin.files}
-        return files
+    def _origins(self) -> list[Origin]:
+        """What the restorer was loaded from."""
+        if not hasattr(self, "_found"):
+            found = [*getattr(self.restorer, "origins", ())]
+            self._found = found or ([] if self.loaded is None else self.loaded.origins())
+        return self._found
 
     def _look(
         self, elq: Tensor, prompts: Sequence[Prompt | None] | None, rounds: LookForwardOnce, *, strength: float
@@ -371,14 +374,7 @@ class WrappedRestorer(HubMixin):
     def _write(self, folder: Path, card: str | None) -> None:
         if self.projector is None:
             raise ConfigError(f"there is no projector to save ({self.describe_projector()}), and restorers are not saved.")
-        loaded, name = self.loaded, self.restorer.spec.name
-        settings = WrapSettings(
-            restorer=loaded.name if loaded is not None else name if name in restorer_names() else None,
-            options=portable_options(loaded.options) if loaded is not None else {},
-            files=self._files_of_restorer(),
-            lfo=int(self.look_forward.rounds),
-            extractor=saved_name(self._asked_extractor),
-        )
+        settings = settings_of(self.loaded, self._origins(), int(self.look_forward.rounds), self._asked_extractor)
         self.projector.save_pretrained(folder, card=card)
         settings.write(folder)
 
@@ -387,14 +383,17 @@ class WrappedRestorer(HubMixin):
         cls, folder: Path, origin: Origin | None, *, restorer: str | Restorer | nn.Module | None = None, **options: Any
     ) -> Self:
         """Options: ``restorer``, in place of the one that was wrapped, and those of `wrap` for it, over those saved."""
+        if "projector" in options:
+            raise ConfigError("the projector is the one that was saved; to use another: wrap(restorer, projector=...).")
         settings = WrapSettings.read(folder)
-        again: dict[str, Any] = {"lfo": settings.lfo, "extractor": settings.extractor}
+        by_name = restorer is None
         if restorer is None:
-            again |= settings.options
-            if settings.restorer is None:
-                raise ConfigError(f"{folder} was saved with a restorer of its user's. Give it: restorer=my_model")
+            options = settings.options_of_restorer(folder, options) | options
             restorer = settings.restorer
+        again: dict[str, Any] = {"lfo": settings.lfo, "extractor": settings.extractor}
         wrapped = wrap(restorer, projector=folder, **again | options)
+        if by_name:
+            settings.compare(wrapped._origins(), folder)
         if wrapped.projector is not None and origin is not None:
             wrapped.projector.origin = origin
         assert isinstance(wrapped, cls)

@@ -28,7 +28,7 @@ from pnp_irib.prompts import Prompt
 from pnp_irib.restorer import NoiseSource
 from pnp_irib.runtime import choose_device, choose_dtype
 from pnp_irib.spec import RestorerSpec
-from pnp_irib.weights import resolve_file
+from pnp_irib.weights import origin_of, resolve_file
 from pnp_irib_osediff.checkpoint import UNET_ADAPTERS, VAE_ADAPTER, Checkpoint
 from pnp_irib_osediff.published import enlarge, finish
 from pnp_irib_osediff.spec import OSEDIFF, OSEDIFF_FACE
@@ -98,6 +98,7 @@ class OSEDiff:
         plan_latent_tiles(1, 1, tile=latent_tile, overlap=latent_overlap)  # checks them
         self.spec = spec.model_copy(update={"default_scale": float(upscale)})
         self.base = base
+        self.sources: tuple[Origin, ...] = ()
         self.compat = compat
         self.upscale = upscale
         self.process_size = process_size
@@ -142,8 +143,8 @@ class OSEDiff:
 
     @property
     def origins(self) -> tuple[Origin, ...]:
-        """What it was loaded from besides its own files."""
-        return () if self.base.origin is None else (self.base.origin,)
+        """What it was loaded from: the base, and where it was loaded by `load_osediff` its checkpoint."""
+        return (*self.sources, *(() if self.base.origin is None else (self.base.origin,)))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -281,4 +282,7 @@ def _load(
             f"{spec.name} needs checkpoint=, the file {spec.weights[0].name} (from {spec.weights[0].places[0]})."
         )
     model = base if isinstance(base, StableDiffusion) else StableDiffusion.load(base or SD21_BASE.key)
-    return OSEDiff(model, Checkpoint.read(resolve_file(checkpoint, spec=spec)), spec=spec, **options)
+    path = resolve_file(checkpoint, spec=spec)
+    restorer = OSEDiff(model, Checkpoint.read(path), spec=spec, **options)
+    restorer.sources = (origin_of(path),)
+    return restorer

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pnp_irib.errors import MissingExtraError, WeightsError
 from pnp_irib.files import write_atomically
+from pnp_irib.hub import Origin
 from pnp_irib.images.resize import resize
 from pnp_irib.images.tensors import output_size
 from pnp_irib.images.tiling import tiled
@@ -20,7 +21,7 @@ from pnp_irib.prompts import Prompt
 from pnp_irib.restorer import NoiseSource
 from pnp_irib.runtime import choose_device, choose_dtype, store_channels_last
 from pnp_irib.spec import RestorerSpec
-from pnp_irib.weights import cached_conversion, find_place, load_checkpoint, load_strictly, resolve_file
+from pnp_irib.weights import cached_conversion, find_place, load_checkpoint, load_strictly, origin_of, resolve_file
 from pnp_irib_realesrgan.ncnn import read_ncnn
 from pnp_irib_realesrgan.networks import RRDBNet, SRVGGNetCompact
 from pnp_irib_realesrgan.spec import ANIME, ANIME_VIDEO, X4PLUS
@@ -52,6 +53,7 @@ class RealESRGAN:
         self.spec = spec
         self.network = network.eval().requires_grad_(False)
         store_channels_last(self.network)
+        self.origins: tuple[Origin, ...] = ()
         self.dtype = torch.float32
         self.to(device, dtype)
 
@@ -147,7 +149,9 @@ def _load(spec: RestorerSpec, weights: Weights, device: Device, dtype: Dtype) ->
         path = place[1]
     else:
         path = resolve_file(weights, spec=spec)
-    return RealESRGAN(spec, _read(spec, path), device=device, dtype=dtype)
+    restorer = RealESRGAN(spec, _read(spec, path), device=device, dtype=dtype)
+    restorer.origins = (origin_of(path),)
+    return restorer
 
 
 def convert(spec: RestorerSpec, source: Path, target: Path) -> None:

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from pnp_irib.errors import MissingExtraError, WeightsError, WrapError
+from pnp_irib.errors import InputError, MissingExtraError, WeightsError, WrapError
+from pnp_irib.hub import Origin
 from pnp_irib.images.padding import pad_to
 from pnp_irib.images.resize import resize
 from pnp_irib.images.tensors import output_size
 from pnp_irib.noise import seeded
 from pnp_irib.runtime import BORROWING, choose_device, choose_dtype, frozen, require
 from pnp_irib.spec import RestorerSpec
-from pnp_irib.weights import load_checkpoint, read_pickle, resolve_file
+from pnp_irib.weights import load_checkpoint, origin_of, read_pickle, resolve_file
 from pnp_irib_spandrel.spec import SPANDREL, UNKNOWN
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class SpandrelRestorer:
         if not hasattr(descriptor, "_call_fn"):
             raise WrapError("this release of spandrel is not known here. Run: pip install 'spandrel>=0.4.1,<0.5'")
         self.descriptor = descriptor
+        self.origins: tuple[Origin, ...] = ()
         sizes = descriptor.size_requirements
         halves = (("bfloat16", descriptor.supports_bfloat16), ("float16", descriptor.supports_half))
         name = "".join(c if c.isascii() and c.isalnum() else "-" for c in str(architecture.id).lower())
@@ -122,6 +124,8 @@ class SpandrelRestorer:
         """
         height, width = lq.shape[-2:]
         seeds = getattr(noise, "seeds", (0,) * lq.shape[0])
+        if len(seeds) != lq.shape[0]:
+            raise InputError(f"noise for {len(seeds)} pictures was given with {lq.shape[0]}; expected one seed a picture.")
         given = self._padded(lq).to(device=self.device, dtype=self.dtype)
         restored = torch.cat([self._call(one, seed) for one, seed in zip(given.split(1), seeds, strict=True)])
         native: int = self.descriptor.scale
@@ -164,7 +168,11 @@ def _own_parameters(module: nn.Module) -> Iterator[None]:
 
 
 def load_spandrel(
-    path: str | Path, *, device: str | torch.device = "cpu", dtype: str | torch.dtype = "float32"
+    path: str | Path,
+    *,
+    lq_profile: DegradationProfile | None = None,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "float32",
 ) -> SpandrelRestorer:
     """A model of any architecture that spandrel knows.
 
@@ -172,6 +180,7 @@ def load_spandrel(
 
     Args:
         path: ``.safetensors``, ``.pth``, ``.pt``, ``.ckpt``: a path, or ``hf-hub:owner/repo/file``.
+        lq_profile: what the model was trained on, if known.
         device: where it runs.
         dtype: "auto" takes the fastest safe one for the device (see `pnp_irib.runtime.choose_dtype`).
 
@@ -201,7 +210,9 @@ def load_spandrel(
             f"{file} does not fit the architecture that spandrel took it for: {type(error).__name__}: {said:.200}. "
             "Is the download complete, and is it a whole model?"
         ) from error
-    return SpandrelRestorer(descriptor).to(device, dtype)
+    restorer = SpandrelRestorer(descriptor, lq_profile=lq_profile).to(device, dtype)
+    restorer.origins = (origin_of(file),)
+    return restorer
 
 
 def import_spandrel() -> ModuleType:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import shutil
 import sys
+import tempfile
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -15,6 +19,7 @@ from pnp_irib.registry import restorer_names
 
 __all__ = ["run"]
 
+LONGEST = 48
 NAME = r"[a-z][a-z0-9]*(-[a-z0-9]+)*"
 
 
@@ -24,11 +29,16 @@ def run(name: str, parent: Path) -> None:
     Raises:
         ConfigError: the name is impossible or taken, or something is in the folder's place.
     """
-    if not re.fullmatch(NAME, name):
-        raise ConfigError(f"{name!r} is no name of a restorer; expected lower-case words with hyphens, such as my-restorer.")
+    if not re.fullmatch(NAME, name) or len(name) > LONGEST:
+        raise ConfigError(
+            f"{name!r:.80} is no name of a restorer; expected lower-case words with hyphens, such as "
+            f"my-restorer, at most {LONGEST} letters."
+        )
     if name in restorer_names():
         raise ConfigError(f"there is a restorer named {name!r} already; choose another name.")
     module = f"pnp_irib_{name.replace('-', '_')}"
+    if importlib.util.find_spec(module) is not None:
+        raise ConfigError(f"there is a package {module} already, which this one would take the place of; choose another name.")
     folder = parent / f"pnp-irib-{name}"
     if folder.exists():
         raise ConfigError(f"{folder} exists; choose another name, or another place with --output.")
@@ -37,7 +47,7 @@ def run(name: str, parent: Path) -> None:
         "module": module,
         "distribution": f"pnp-irib-{name}",
         "title": name.replace("-", " ").capitalize(),
-        "class_name": "".join(word.capitalize() for word in name.split("-")),
+        "class_name": "".join(word.capitalize() for word in name.split("-")) + "Restorer",
         "version": __version__,
     }
     written = {
@@ -49,14 +59,27 @@ def run(name: str, parent: Path) -> None:
         f"{module}/py.typed": None,
         f"tests/test_{name.replace('-', '_')}.py": "test.py",
     }
-    templates = files("pnp_irib") / "templates" / "adapter"
-    for target, template in written.items():
-        text = Template((templates / f"{template}.txt").read_text()).substitute(words) if template else ""
-        _write(folder / target, text)
+    parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(dir=parent, prefix=f".{folder.name}."))
+    try:
+        _fill(made, written, words)
+        made.chmod(0o755)
+        made.replace(folder)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
     sys.stdout.write(
         f"{folder}\n\nnext:\n  pip install --editable '{folder}[test]'\n  pnp-irib models\n  pytest {folder}\n"
         f"then put your network into {folder / module / 'restorer.py'}\n"
     )
+
+
+def _fill(folder: Path, written: Mapping[str, str | None], words: Mapping[str, str]) -> None:
+    """Write the package's files: templates by target, with the words put in."""
+    templates = files("pnp_irib") / "templates" / "adapter"
+    for target, template in written.items():
+        text = Template((templates / f"{template}.txt").read_text()).substitute(words) if template else ""
+        _write(folder / target, text)
 
 
 def _write(target: Path, text: str) -> None:

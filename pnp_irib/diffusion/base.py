@@ -22,7 +22,7 @@ from pnp_irib.diffusion.places import KNOWN, SD21_BASE, find_base
 from pnp_irib.diffusion.single_file import read_single_file
 from pnp_irib.diffusion.text import TextEmbedder
 from pnp_irib.errors import WeightsError
-from pnp_irib.hub import Origin
+from pnp_irib.hub import Origin, SourceFile
 from pnp_irib.runtime import BORROWING, require, store_channels_last
 
 __all__ = ["StableDiffusion", "fingerprint_of", "known_as"]
@@ -110,15 +110,20 @@ class StableDiffusion:
             )
         for part in (encoder, vae, unet):
             part.eval().requires_grad_(False)
+        fingerprint = fingerprint_of(vae, unet)
+        origin = found.origin
+        if not origin.files:  # gigabytes of the user's own are not read a second time for a hash
+            files = (SourceFile(name="fingerprint of VAE and UNet", sha256=fingerprint),)
+            origin = origin.model_copy(update={"files": files})
         return cls(
             TextEmbedder(tokenizer, encoder),
             vae,
             unet,
             scheduler.alphas_cumprod.float(),
-            fingerprint_of(vae, unet),
+            fingerprint,
             known_as(place),
             copy.deepcopy(unet.conv_in),
-            origin=found.origin,
+            origin=origin,
         )
 
     @property

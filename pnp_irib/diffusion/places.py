@@ -16,10 +16,10 @@ from typing import Any
 
 import yaml
 
-from pnp_irib.errors import ConfigError, WeightsError
+from pnp_irib.errors import ConfigError, WeightsError, did_you_mean
 from pnp_irib.files import write_atomically
 from pnp_irib.hub import Name, Origin, parse_name
-from pnp_irib.hub.download import Fetched, fetch
+from pnp_irib.hub.download import fetch
 from pnp_irib.weights import cache_dir
 
 __all__ = ["KNOWN", "SD21_BASE", "Found", "KnownModel", "find_base", "places_of"]
@@ -88,8 +88,8 @@ def find_base(base: str | Path, *, only_configs: bool = False) -> Found:
     """The files of a base model, fetched if need be.
 
     Args:
-        base: a folder, a single file, ``hf-hub:owner/repo[@revision]``, or the name of a known model (`KNOWN`), whose places
-            are tried in order (see `places_of`).
+        base: a folder, a single file, ``hf-hub:owner/repo[@revision]`` or ``owner/repo``, or the name of a known model
+            (`KNOWN`), whose places are tried in order (see `places_of`).
         only_configs: of a known model or a repository: the small files only, without weights.
 
     Raises:
@@ -97,14 +97,28 @@ def find_base(base: str | Path, *, only_configs: bool = False) -> Found:
         WeightsError: it is nowhere, or every mirror was refused: has other weights than the known, or than those that were
             used first.
     """
-    text = str(base)
-    if isinstance(base, str) and text in KNOWN:
-        return _first(KNOWN[text], only_configs=only_configs)
-    if isinstance(base, Path) or not text.startswith("hf-hub:"):
-        path = Path(text.removeprefix("local-dir:")).expanduser()
-        return Found(path, Origin(place=f"local-dir:{path}"))
-    fetched = _fetched(parse_name(text), None, only_configs=only_configs)
-    return Found(fetched.folder, fetched.origin())
+    if isinstance(base, str) and base in KNOWN:
+        return _first(KNOWN[base], only_configs=only_configs)
+    return _at(base, None, only_configs=only_configs)
+
+
+def _at(place: str | Path, known: KnownModel | None, *, only_configs: bool) -> Found:
+    """What one place has."""
+    path = Path(str(place).removeprefix("local-dir:")).expanduser()
+    here = isinstance(place, Path) or path.exists()
+    name = Name("local-dir", str(path)) if here else parse_name(str(place))
+    if name.kind == "hf-hub":
+        files = CONFIGS if only_configs else (*CONFIGS, *WEIGHTS)
+        licence = f"{known.licence} for {known.title}" if known is not None else None
+        fetched = fetch(name, files, optional=OPTIONAL, licence=licence, expected=known.hashes if known else None)
+        return Found(fetched.folder, fetched.origin())
+    path = Path(name.target).expanduser()
+    if name.kind == "name" or not path.exists():
+        raise WeightsError(
+            f"there is no base model at {place}; expected a folder, a file, hf-hub:owner/repo, or a known name: "
+            f"{', '.join(KNOWN)}"
+        )
+    return Found(path, Origin(place=f"local-dir:{path}"))
 
 
 def places_of(known: KnownModel) -> tuple[list[str], str | None]:
@@ -119,20 +133,25 @@ def places_of(known: KnownModel) -> tuple[list[str], str | None]:
     if own := os.environ.get(known.variable):
         return [own], known.variable
     config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "pnp_irib" / "places.yaml"
-    path = Path(os.environ.get("PNP_IRIB_PLACES") or config)
-    if path.is_file():
-        try:
-            content: Any = yaml.safe_load(path.read_text()) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}.") from error
-        named = content.get(known.key) if isinstance(content, dict) else None
-        if not isinstance(content, dict) or not (named is None or isinstance(named, list)):
-            raise ConfigError(f"{path}: expected names of models and lists of places, such as '{known.key}: [hf-hub:a/b]'.")
+    named = os.environ.get("PNP_IRIB_PLACES")
+    path = Path(named) if named else config
+    if not path.is_file():
         if named:
-            return [str(place) for place in named], str(path)
-    elif "PNP_IRIB_PLACES" in os.environ:
-        raise ConfigError(f"PNP_IRIB_PLACES names {path}, and there is no such file.")
-    return list(known.places), None
+            raise ConfigError(f"PNP_IRIB_PLACES names {path}, which is no file.")
+        return list(known.places), None
+    try:
+        content: Any = yaml.safe_load(path.read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}.") from error
+    form = f"expected names of models and lists of places, such as '{known.key}: [hf-hub:a/b]'"
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds a {type(content).__name__}; {form}.")
+    for key, value in content.items():
+        if key not in KNOWN:
+            raise ConfigError(f"{path}: no model named {key!r:.60}. {did_you_mean(str(key), KNOWN)}Known: {', '.join(KNOWN)}.")
+        if not (isinstance(value, list) and value and all(isinstance(place, str) and place for place in value)):
+            raise ConfigError(f"{path}: {key} is {value!r:.60}; {form}.")
+    return (content[known.key], str(path)) if known.key in content else (list(known.places), None)
 
 
 def _first(known: KnownModel, *, only_configs: bool) -> Found:
@@ -140,38 +159,42 @@ def _first(known: KnownModel, *, only_configs: bool) -> Found:
     places, named_by = places_of(known)
     reasons: list[str] = []
     for place in places:
-        if not place.startswith("hf-hub:"):
-            return find_base(place)
         try:
-            fetched = _fetched(parse_name(place), known, only_configs=only_configs)
+            found = _at(place, known, only_configs=only_configs)
+            if only_configs and found.path.is_file():
+                continue  # a single file has none
             if not only_configs:
-                _check(known, fetched)
-        except WeightsError as error:
+                _check(known, found)
+        except (WeightsError, ConfigError) as error:
             reasons.append(str(error).rstrip("."))
             continue
-        return Found(fetched.folder, fetched.origin())
+        return found
+    said = "; ".join(dict.fromkeys(reasons))
+    if only_configs:
+        raise WeightsError(
+            f"a single file has weights only; the small files beside them (configurations, tokenizer) were found in none of "
+            f"the places of {known.title}: {said}. Fetch them once, or name a folder or repository that has them: "
+            f"export {known.variable}=..."
+        )
     raise WeightsError(
-        f"{known.title} was found in none of its places{f' (from {named_by})' if named_by else ''}: {'; '.join(reasons)}. If "
+        f"{known.title} was found in none of its places{f' (from {named_by})' if named_by else ''}: {said}. If "
         f"you have it, give its folder or file as base=, or name another place: export {known.variable}=hf-hub:owner/repo"
     )
 
 
-def _fetched(name: Name, known: KnownModel | None, *, only_configs: bool) -> Fetched:
-    files = CONFIGS if only_configs else (*CONFIGS, *WEIGHTS)
-    licence = f"{known.licence} for {known.title}" if known is not None else None
-    return fetch(name, files, optional=OPTIONAL, licence=licence)
-
-
-def _check(known: KnownModel, fetched: Fetched) -> None:
+def _check(known: KnownModel, found: Found) -> None:
     """Compare the weights with the known hashes; where none is known, with those of the first use, which are recorded."""
-    origin = fetched.origin()
-    found = {file: origin.hash_of(file) for file in WEIGHTS}
+    origin = found.origin
+    if found.path.is_dir() and not origin.files:  # of the user's own
+        return
+    hashes = {file: sha256 for file in WEIGHTS if (sha256 := origin.hash_of(file)) is not None}
     record = cache_dir() / "bases" / f"{known.key}.json"
     try:
-        recorded: dict[str, str] = json.loads(record.read_text())
+        content: Any = json.loads(record.read_text())
     except (OSError, ValueError):
-        recorded = {}
-    for file, sha256 in found.items():
+        content = {}
+    recorded = content if isinstance(content, dict) else {}
+    for file, sha256 in hashes.items():
         expected = known.hashes.get(file) or recorded.get(file)
         if expected is not None and sha256 != expected:
             source = "known to this library" if file in known.hashes else f"of the first use, from {recorded.get('from')}"
@@ -179,10 +202,10 @@ def _check(known: KnownModel, fetched: Fetched) -> None:
             raise WeightsError(
                 f"{origin} was refused: its {file} has the sha256 {sha256}, expected {expected} ({source}{remedy})"
             )
-    if not recorded and any(file not in known.hashes for file in found):
-        content = {**{file: sha256 for file, sha256 in found.items() if sha256}, "from": str(origin)}
+    if new := {file: sha256 for file, sha256 in hashes.items() if file not in known.hashes and file not in recorded}:
+        written = {**recorded, **new, "from": str(origin)}
         try:
-            write_atomically(record, lambda path: Path(path).write_text(json.dumps(content, indent=1) + "\n"))
+            write_atomically(record, lambda path: Path(path).write_text(json.dumps(written, indent=1) + "\n"))
         except OSError:
             return  # a cache that cannot be written: the next use is a first one again
         sys.stderr.write(

@@ -119,4 +119,5 @@ def _licence(licence: str | None) -> dict[str, str]:
         return {"license": known}
     if licence.startswith(("http://", "https://")):
         return {"license": "other", "license_name": "see-link", "license_link": licence}
-    return {"license": "other", "license_name": re.sub(r"[^a-z0-9.+]+", "-", licence.lower()).strip("-")}
+    name = re.sub(r"[^a-z0-9.+]+", "-", licence.lower()).strip("-")
+    return {"license": "other", "license_name": name or "see-model-card"}

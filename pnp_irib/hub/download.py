@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +72,7 @@ def fetch(
     files: Sequence[str],
     *,
     optional: Sequence[str] = (),
+    expected: Mapping[str, str] | None = None,
     licence: str | None = None,
     access: Access | None = None,
 ) -> Fetched:
@@ -83,6 +85,7 @@ def fetch(
         name: of the kind "hf-hub".
         files: that are needed, by their names in the repository.
         optional: that are fetched where the repository has them.
+        expected: sha256 of files, as far as they are known; where the Hub announces another, nothing is fetched.
         licence: what is known of the terms, to be said before a large download beside what the repository states.
         access: see there.
 
@@ -97,6 +100,10 @@ def fetch(
 
     options: dict[str, Any] = {"token": access.token, "cache_dir": access.cache_dir, "force_download": access.force_download}
     try:
+        if access.force_download and (access.local_files_only or _offline()):
+            raise WeightsError(
+                f"{name}: force_download needs the network; leave out local_files_only, and unset HF_HUB_OFFLINE."
+            )
         if access.local_files_only or _offline():
             raise WeightsError(
                 f"{name} is not complete in the Hub's cache, and offline nothing is fetched. Fetch it once with a network: "
@@ -110,20 +117,23 @@ def fetch(
                 f"Is it the right repository?"
             )
         wanted = [*files, *(file for file in optional if file in sizes)]
-        _announce(name, info, sum(sizes[file] for file in wanted), licence)
-        # The first by the name that was asked for, so that the cache learns what it stands for; all others by its commit.
-        first = Path(hf_hub_download(name.target, files[0], revision=name.revision, **options))
-        commit = _commit_of(first, files[0])
-        paths = {files[0]: first}
-        for file in wanted[1:]:
-            paths[file] = Path(hf_hub_download(name.target, file, revision=commit, **options))
+        announced = {entry.rfilename: entry.lfs.sha256 for entry in info.siblings or () if entry.lfs is not None}
+        for file, sha256 in (expected or {}).items():
+            if announced.get(file, sha256) != sha256:
+                raise WeightsError(f"{name}: its {file} has the sha256 {announced[file]}, expected {sha256}")
+        there = {} if access.force_download else _present(name, wanted, access, info.sha)
+        _announce(name, info, sum(sizes[file] for file in wanted if file not in there), licence)
+        paths: dict[str, Path] = {}
+        for file in wanted:
+            paths[file] = Path(hf_hub_download(name.target, file, revision=info.sha, **options))
+            _verify(name, file, paths[file], announced.get(file))
+        if name.revision != info.sha:  # the cache learns what the name stands for, once all is there
+            hf_hub_download(name.target, files[0], revision=name.revision, **options | {"force_download": False})
     except WeightsError:
         raise
     except Exception as error:  # the client raises errors of its own, of its HTTP library, of the system, and ValueErrors
         raise explained(name, error) from error
-    if commit == info.sha:
-        _verify(name, info, paths)
-    return Fetched(name, commit, paths)
+    return Fetched(name, str(info.sha), paths)
 
 
 def explained(name: Name, error: Exception) -> WeightsError:
@@ -146,7 +156,13 @@ def explained(name: Name, error: Exception) -> WeightsError:
     elif isinstance(error, OSError) and "Consistency check failed" in str(error):
         said = f"the download of {name} ended early: {reason} Try again."
     elif isinstance(error, errors.HfHubHTTPError):
-        said = f"{name}: the Hub refused: {reason}"
+        status = getattr(error.response, "status_code", None)
+        remedy = " Log in with a token that may do this: hf auth login" if status in (401, 403) else ""
+        said = f"{name}: the Hub refused: {reason.rstrip('.')}.{remedy}"
+    elif isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        said = f"{name} cannot be kept: {error.filename}: {error.strerror}. Is the disk full? HF_HOME names another place"
+    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        said = f"{name} cannot be kept: the disk is full. HF_HOME names another place"
     elif isinstance(error, errors.HFValidationError):
         said = f"{name} is no name of a repository: {reason}"
     else:
@@ -155,14 +171,18 @@ def explained(name: Name, error: Exception) -> WeightsError:
 
 
 def _cached(name: Name, files: Sequence[str], optional: Sequence[str], access: Access) -> Fetched | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    place: dict[str, Any] = {"cache_dir": access.cache_dir, "revision": name.revision}
-    found = {file: try_to_load_from_cache(name.target, file, **place) for file in (*files, *optional)}
-    paths = {file: Path(path) for file, path in found.items() if isinstance(path, str)}
+    paths = _present(name, (*files, *optional), access, name.revision)
     if not all(file in paths for file in files):
         return None
     return Fetched(name, _commit_of(paths[files[0]], files[0]), paths)
+
+
+def _present(name: Name, files: Sequence[str], access: Access, revision: str | None) -> dict[str, Path]:
+    from huggingface_hub import try_to_load_from_cache
+
+    place: dict[str, Any] = {"cache_dir": access.cache_dir, "revision": revision}
+    found = {file: try_to_load_from_cache(name.target, file, **place) for file in files}
+    return {file: Path(path) for file, path in found.items() if isinstance(path, str)}
 
 
 def _commit_of(path: Path, file: str) -> str:
@@ -186,18 +206,23 @@ def _announce(name: Name, info: ModelInfo, size: int, licence: str | None) -> No
     sys.stderr.flush()
 
 
-def _verify(name: Name, info: ModelInfo, paths: dict[str, Path]) -> None:
-    """Compare with the hashes that the Hub announced; a file of another is taken out of the cache."""
-    announced = {entry.rfilename: entry.lfs.sha256 for entry in info.siblings or () if entry.lfs is not None}
-    for file, path in paths.items():
-        if (expected := announced.get(file)) is None or (found := sha256_of(path)) == expected:
-            continue
-        path.resolve().unlink(missing_ok=True)
+def _verify(name: Name, file: str, path: Path, announced: str | None) -> None:
+    """Compare a file with the hash that the Hub announced; one of another is taken out of the cache."""
+    if announced is None:
+        return
+    try:
+        found = sha256_of(path)
+    except BaseException:  # interrupted: what was not compared must not be taken for good
         path.unlink(missing_ok=True)
-        raise WeightsError(
-            f"{name}: what came as {file} has the sha256 {found}, the Hub announced {expected}. It was removed from the "
-            f"cache; try again."
-        )
+        raise
+    if found == announced:
+        return
+    path.resolve().unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+    raise WeightsError(
+        f"{name}: what came as {file} has the sha256 {found}, the Hub announced {announced}. It was removed from the "
+        f"cache; try again."
+    )
 
 
 def hub_hash(path: Path) -> str | None:
@@ -206,10 +231,10 @@ def hub_hash(path: Path) -> str | None:
     return blob if re.fullmatch(r"[0-9a-f]{64}", blob) else None
 
 
-def hub_address(path: Path) -> str | None:
-    """``hf-hub:owner/repo@commit/file`` of a file in the Hub's cache; None for others."""
+def hub_address(path: Path) -> tuple[str, str, str] | None:
+    """Repository, commit and name of a file in the Hub's cache; None for others."""
     found = re.search(r"models--([^/\\]+)--([^/\\]+)[/\\]snapshots[/\\]([0-9a-f]{40})[/\\](.+)$", str(path.absolute()))
-    return None if found is None else f"hf-hub:{found[1]}/{found[2]}@{found[3]}/{Path(found[4]).as_posix()}"
+    return None if found is None else (f"{found[1]}/{found[2]}", found[3], Path(found[4]).as_posix())
 
 
 def _some(names: Iterable[str]) -> str:

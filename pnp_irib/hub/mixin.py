@@ -6,7 +6,7 @@ import inspect
 from pathlib import Path
 from typing import Any, Self
 
-from huggingface_hub import ModelHubMixin
+from huggingface_hub import HfApi, ModelHubMixin
 
 from pnp_irib.errors import ConfigError, PnPIribError, WeightsError
 from pnp_irib.hub.download import Access, explained, fetch
@@ -23,6 +23,7 @@ class HubMixin(ModelHubMixin):
     """
 
     _files: tuple[str, ...] = ()
+    _others: tuple[str, ...] = ()  # of other classes in the same folder or repository, which would be stale
 
     def save_pretrained(  # type: ignore[override]
         self,
@@ -55,10 +56,14 @@ class HubMixin(ModelHubMixin):
         """
         if config is not None or model_card_kwargs is not None or (push_options and not push_to_hub):
             raise ConfigError("config, model_card_kwargs, and options of a push without push_to_hub=True have no effect here.")
-        folder = Path(save_directory)
+        folder = Path(save_directory).expanduser()
+        if push_to_hub and repo_id is None:
+            raise ConfigError("push_to_hub=True needs repo_id='owner/name'.")
+        for name in self._others:
+            (folder / name).unlink(missing_ok=True)
         self._write(folder, card)
         if push_to_hub:
-            self.push_to_hub(repo_id or folder.name, **push_options)
+            self.push_to_hub(str(repo_id), **push_options)
         return folder
 
     def _write(self, folder: Path, card: str | None) -> None:
@@ -148,6 +153,10 @@ class HubMixin(ModelHubMixin):
         """
         name = repository(repo_id)
         try:
+            if branch is not None:
+                api = HfApi(token=token)
+                api.create_repo(name.target, private=private, exist_ok=True)
+                api.create_branch(name.target, branch=branch, exist_ok=True)
             done = super().push_to_hub(
                 name.target,
                 commit_message=commit_message,
@@ -155,6 +164,7 @@ class HubMixin(ModelHubMixin):
                 token=token,
                 branch=branch,
                 create_pr=create_pr,
+                delete_patterns=list(self._others) or None,
             )
         except PnPIribError:
             raise
@@ -173,4 +183,8 @@ def written_by(version: object) -> str:
         newer = Version(str(version)) > Version(__version__)
     except InvalidVersion:
         newer = False
-    return f". It was written by version {version}, this is {__version__}. Run: pip install -U pnp-irib" if newer else "."
+    return (
+        f". It was written by version {str(version)[:40]}, this is {__version__}. Run: pip install -U pnp-irib"
+        if newer
+        else "."
+    )

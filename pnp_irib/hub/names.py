@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pnp_irib.errors import ConfigError
 
-__all__ = ["Name", "parse_name", "repository"]
+__all__ = ["Name", "parse_name", "repository", "valid_repository"]
 
 HUB = r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?"
 
@@ -35,11 +35,12 @@ def parse_name(text: str) -> Name:
     prefix, colon, rest = text.partition(":")
     if colon and prefix == "local-dir" and rest:
         return Name("local-dir", rest)
-    if colon and prefix == "hf-hub" and (match := re.fullmatch(HUB, rest)):
+    if colon and prefix == "hf-hub" and (match := re.fullmatch(HUB, rest)) and valid_repository(match["repo"]):
         return Name("hf-hub", match["repo"], match["revision"])
     if re.fullmatch(r"[a-z0-9][a-z0-9._+-]*", text):
         return Name("name", text)
-    if (match := re.fullmatch(HUB, text)) and not text.startswith((".", "/", "~")) and not Path(text).exists():
+    bare = not text.startswith((".", "/", "~")) and not Path(text).exists()
+    if bare and (match := re.fullmatch(HUB, text)) and valid_repository(match["repo"]):
         return Name("hf-hub", match["repo"], match["revision"])
     raise ConfigError(
         f"{text!r} is not a name. Expected a name, hf-hub:owner/repo[@revision] or local-dir:path"
@@ -54,6 +55,18 @@ def repository(repo_id: str) -> Name:
         ConfigError: it is no such name.
     """
     match = re.fullmatch(HUB, repo_id.removeprefix("hf-hub:"))
-    if match is None or match["revision"]:
+    if match is None or match["revision"] or not valid_repository(match["repo"]):
         raise ConfigError(f"{repo_id!r} is no repository to push to; expected owner/name, without a revision.")
     return Name("hf-hub", match["repo"])
+
+
+def valid_repository(repo: str) -> bool:
+    """Whether the Hub allows such a name, ``owner/name``."""
+    parts = repo.split("/")
+    return (
+        len(parts) == 2
+        and len(repo) <= 96
+        and not re.search(r"--|\.\.", repo)
+        and not repo.endswith(".git")
+        and all(re.fullmatch(r"\w([\w.-]*\w)?", part, re.ASCII) for part in parts)
+    )

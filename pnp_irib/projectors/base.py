@@ -45,6 +45,7 @@ FORMAT = 1
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "README.md"
+SETTINGS_NAME = "wrapped.json"  # of a wrapped restorer, beside its projector
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -87,6 +88,7 @@ class Projector(HubMixin, nn.Module, ABC):
     config_class: ClassVar[type[Architecture]]
     architecture: Architecture
     _files = (CONFIG_NAME, WEIGHTS_NAME)
+    _others = (SETTINGS_NAME,)
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,6 +109,11 @@ class Projector(HubMixin, nn.Module, ABC):
     def enlargement(self) -> int:
         """Size of its pictures over that of the input; 1: it works on the LQ grid."""
         return 1
+
+    @property
+    def origins(self) -> tuple[Origin, ...]:
+        """Where it was loaded from, if it was, and then what else it uses."""
+        return () if self.origin is None else (self.origin,)
 
     @abstractmethod
     def forward(self, elq: Tensor, prompts: Sequence[Prompt | None] | None = None) -> Tensor:
@@ -233,7 +240,7 @@ def read_folder(folder: Path) -> ProjectorFolder:
     """
     config = _read_config(folder)
     kind = config["architecture"].get("kind") if isinstance(config["architecture"], dict) else None
-    chosen = _class_of_kind(kind, folder)
+    chosen = _class_of_kind(kind, folder, config["library_version"])
     try:
         architecture = chosen.config_class.model_validate(config["architecture"])
         provenance = Provenance.model_validate(config["provenance"])
@@ -245,12 +252,14 @@ def read_folder(folder: Path) -> ProjectorFolder:
     return ProjectorFolder(chosen, architecture, provenance, tensors, sha256)
 
 
-def _class_of_kind(kind: object, folder: Path) -> type[Projector]:
+def _class_of_kind(kind: object, folder: Path, version: object) -> type[Projector]:
     from pnp_irib.projectors import latent, pixel  # noqa: F401 - define the subclasses that are always there
 
     known = {cls.config_class.model_fields["kind"].default: cls for cls in _subclasses(Projector)}  # type: ignore[type-abstract]
     if not isinstance(kind, str) or kind not in known:
-        raise WeightsError(f"{folder / CONFIG_NAME}: projector kind {kind!r:.40} is unknown; known: {', '.join(known)}.")
+        raise WeightsError(
+            f"{folder / CONFIG_NAME}: projector kind {kind!r:.40} is unknown; known: {', '.join(known)}{written_by(version)}"
+        )
     return known[kind]
 
 
@@ -277,11 +286,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if found > FORMAT:
         raise WeightsError(
             f"{path} has the format {found}, this library reads up to {FORMAT} "
-            f"(written by version {config.get('library_version')}). Run: pip install -U pnp-irib"
+            f"(written by version {config.get('library_version')!s:.40}). Run: pip install -U pnp-irib"
         )
     if config.keys() != expected:
         missing, extra = sorted(expected - config.keys()), sorted(config.keys() - expected)
-        raise WeightsError(f"{path}: missing keys {missing}, unknown keys {extra}; expected {sorted(expected)}.")
+        raise WeightsError(
+            f"{path}: missing keys {missing}, unknown keys {extra!s:.200}; expected {sorted(expected)}"
+            f"{written_by(config.get('library_version'))}"
+        )
     return config
 
 

@@ -21,6 +21,7 @@ from pnp_irib.diffusion.lora import UNET_LAYERS, adapter_module, adapter_scales,
 from pnp_irib.diffusion.one_step import one_step
 from pnp_irib.diffusion.places import KNOWN
 from pnp_irib.errors import WeightsError
+from pnp_irib.hub import Origin
 from pnp_irib.images.padding import pad_to
 from pnp_irib.images.resize import resize
 from pnp_irib.projectors.base import Architecture, Projector
@@ -126,6 +127,11 @@ class LatentProjector(Projector):
     def enlargement(self) -> int:
         """Size of its pictures over that of the input."""
         return self.architecture.enlargement
+
+    @property
+    def origins(self) -> tuple[Origin, ...]:
+        """See `Projector.origins`; its base is the last."""
+        return (*super().origins, *(() if self.base.origin is None else (self.base.origin,)))
 
     def copy_adapters(self, base: StableDiffusion, unet: Sequence[str], vae: Sequence[str]) -> None:
         """Start from other adapters, such as those of OSEDiff: same layers, same scale and rank, and their first convolution.

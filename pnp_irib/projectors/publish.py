@@ -12,10 +12,12 @@ from pnp_irib.errors import ConfigError
 from pnp_irib.hub.card import Measured
 from pnp_irib.hub.download import explained
 from pnp_irib.hub.names import repository
-from pnp_irib.projectors.base import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, read_folder
+from pnp_irib.projectors.base import CARD_NAME, CONFIG_NAME, SETTINGS_NAME, WEIGHTS_NAME, read_folder
 from pnp_irib.projectors.card import projector_card
 
 __all__ = ["publish"]
+
+FILES = (CONFIG_NAME, WEIGHTS_NAME, CARD_NAME, SETTINGS_NAME)
 
 
 def publish(
@@ -46,6 +48,12 @@ def publish(
     """
     name = repository(repo_id)
     found = read_folder(folder)
+    base = getattr(found.architecture, "base", None)
+    if base is not None and not found.architecture.base_models:
+        raise ConfigError(
+            f"{folder} names its base model by a path of this machine, {base}, where nobody else has it. Write its place on "
+            f"the Hub, or stable-diffusion-2-1-base, as architecture.base into {folder / CONFIG_NAME}; its fingerprint stays."
+        )
     if other := [entry for entry in measured if entry.weights_sha256 != found.sha256]:
         raise ConfigError(
             f"the report on {other[0].data} ({other[0].preset}) is of a projector with the sha256 {other[0].weights_sha256}; "
@@ -53,9 +61,19 @@ def publish(
         )
     with tempfile.TemporaryDirectory() as temporary:
         copy = Path(temporary)
-        for file in sorted(folder.iterdir()):
-            if file.name == WEIGHTS_NAME or file.suffix in (".json", ".yaml", ".md"):
-                shutil.copy(file, copy)
+        present = [file for file in FILES if (folder / file).is_file()]
+        for file in present:
+            shutil.copy(folder / file, copy)
+        generated = projector_card(found.architecture, found.provenance, found.parameters)
+        if (
+            (measured or licence is not None)
+            and (folder / CARD_NAME).is_file()
+            and (copy / CARD_NAME).read_text() != generated
+        ):
+            raise ConfigError(
+                f"{folder / CARD_NAME} was written by hand, and a report or a licence would go into a generated one. Move "
+                f"yours away, or put them into it and push without."
+            )
         if measured or licence is not None:
             update = {"measured": tuple(measured) or found.provenance.measured, "licence": licence or found.provenance.licence}
             provenance = found.provenance.model_copy(update=update)
@@ -67,7 +85,9 @@ def publish(
         api = HfApi(token=token)
         try:
             repo = api.create_repo(name.target, private=private, exist_ok=True).repo_id
-            done = api.upload_folder(repo_id=repo, folder_path=copy, commit_message="Add a projector of pnp_irib")
+            stale = [file for file in FILES if file not in present] or None
+            message = "Add a projector of pnp_irib"
+            done = api.upload_folder(repo_id=repo, folder_path=copy, commit_message=message, delete_patterns=stale)
         except Exception as error:  # the client's errors, those of its HTTP library, of the system
             raise explained(name, error) from error
     return str(done.commit_url)

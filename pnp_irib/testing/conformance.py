@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from pnp_irib.errors import ConfigError
 from pnp_irib.restorer import Restorer
 from pnp_irib.spec import RestorerSpec
 from pnp_irib.testing.checks import CHECKS
@@ -85,8 +86,12 @@ def check_adapter(restorer: Restorer, *, sizes: Sequence[int] = SIZES, raises: b
             check_adapter(load_restorer("my-restorer"))
         ```
     """
-    if not isinstance(restorer, Restorer) or not isinstance(restorer.spec, RestorerSpec):
+    if wrong := [size for size in sizes if not 1 <= size <= 144]:
+        raise ConfigError(f"sizes={wrong[0]}: the kit has pictures of 1 to 144 pixels a side.")
+    if isinstance(restorer, type) or not (isinstance(restorer, Restorer) and isinstance(restorer.spec, RestorerSpec)):
         missing = [name for name in ("spec", "restore", "to") if not hasattr(restorer, name)]
+        if isinstance(restorer, type):
+            missing = [f"an object of it, {restorer.__name__}(...)"]
         fix = f"give it {', '.join(missing)}" if missing else "let its spec be a pnp_irib.RestorerSpec"
         found = Problem("protocol", f"{type(restorer).__name__} is no Restorer", f"{fix}; see docs, 'Writing an adapter'")
         report = Report(type(restorer).__name__, (found,), (), seconds={"protocol": 0.0})

@@ -64,7 +64,8 @@ class Subject:
         seeds = [seed] * len(lq) if isinstance(seed, int) else list(seed)
         given = prompts if prompts is not None else [self.prompt] * len(lq) if self.prompt is not None else None
         with torch.no_grad():
-            return restore_any_size(self.restorer, lq.clone(), prompts=given, noise=SeededNoise(seeds), **options)
+            restored = restore_any_size(self.restorer, lq.clone(), prompts=given, noise=SeededNoise(seeds), **options)
+        return restored.clone()  # it may use what it gave again
 
     def modules(self) -> list[nn.Module]:
         """The modules that the restorer holds, as far as they can be seen."""

@@ -66,6 +66,8 @@ def test_impossible_names_are_one_line(package: Path, tmp_path: Path, monkeypatc
     for arguments, said in (
         (("My Restorer",), "lower-case words with hyphens"),
         (("osediff",), "a restorer named 'osediff' already"),
+        (("realesrgan",), "a package pnp_irib_realesrgan already"),
+        (("a" * 200,), "at most 48 letters"),
         (("my-sharp-restorer", "-o", package.parent), "exists; choose another name"),
     ):
         done = pnp("new-adapter", *arguments)

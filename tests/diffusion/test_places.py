@@ -77,16 +77,18 @@ def test_places_are_tried_in_order_and_the_first_use_is_recorded(
     assert "first use of Stable Diffusion 2.1-base, from hf-hub:second/sd@" in said
     record = tmp_path / "own" / "bases" / f"{SD21_BASE.key}.json"
     assert len(json.loads(record.read_text())[UNET]) == 64
-    used = wrap(restorer, projector=None)(torch.rand(1, 3, 6, 6)).used.restorer_files
-    assert {name.partition("@")[0] for name in used} == {"hf-hub:second/sd"}
+    used = wrap(restorer, projector=None)(torch.rand(1, 3, 6, 6)).used.files
+    assert {name.partition("@")[0] for name in used if name.startswith("hf-hub:")} == {"hf-hub:second/sd"}
+    assert any(name.endswith("/osediff.pkl") and len(sha256) == 64 for name, sha256 in used.items())
     assert any(name.endswith(UNET) and sha256 for name, sha256 in used.items())
     known("hf-hub:third/sd")
     with pytest.raises(WeightsError, match=r"third/sd@\w+ was refused: its unet/.*of the first use, from hf-hub:second/sd@"):
         find_base(SD21_BASE.key)
-    record.unlink()
+    record.write_text("[]")
     asked = len(hub.requests)
     find_base(SD21_BASE.key)
     assert len(hub.requests) == asked  # the cache has it
+    assert len(json.loads(record.read_text())[UNET]) == 64  # a damaged record is made anew
 
 
 def test_known_hashes_refuse_a_mirror_and_the_next_is_taken(
@@ -99,8 +101,9 @@ def test_known_hashes_refuse_a_mirror_and_the_next_is_taken(
     hashes: Any = {UNET: hashlib.sha256(files[UNET]).hexdigest()}
     known("hf-hub:false/sd", "hf-hub:true/sd", hashes=hashes)
     assert str(find_base(SD21_BASE.key).origin).startswith("hf-hub:true/sd@")
+    assert not [path for path in hub.gets() if "false/sd" in path]  # nothing of it was fetched
     known("hf-hub:false/sd", hashes=hashes)
-    with pytest.raises(WeightsError, match=r"found in none of its places: .*known to this library\)\. If you have it, give"):
+    with pytest.raises(WeightsError, match=r"found in none of its places: .* expected [0-9a-f]{64}\. If you have it, give"):
         find_base(SD21_BASE.key)
 
 
@@ -122,10 +125,22 @@ def test_the_user_names_other_places(
     elsewhere = tmp_path / "elsewhere.yaml"
     elsewhere.write_text(f"{SD21_BASE.key}: hf-hub:mine/sd\n")
     monkeypatch.setenv("PNP_IRIB_PLACES", str(elsewhere))
-    with pytest.raises(ConfigError, match=r"elsewhere\.yaml: expected names of models and lists of places"):
-        find_base(SD21_BASE.key)
+    for content, said in (
+        (f"{SD21_BASE.key}: hf-hub:mine/sd", "expected names of models and lists of places"),
+        (f"{SD21_BASE.key}: []", "expected names of models and lists of places"),
+        ("stable-diffusion-2.1-base: [hf-hub:a/b]", "Did you mean 'stable-diffusion-2-1-base'"),
+        ("[hf-hub:a/b]", "holds a list"),
+    ):
+        elsewhere.write_text(content)
+        with pytest.raises(ConfigError, match=rf"elsewhere\.yaml.*{said}"):
+            find_base(SD21_BASE.key)
+    elsewhere.write_text(f"{SD21_BASE.key}: [{SD21_BASE.key}, {tmp_path / 'nowhere'}, hf-hub:mine/sd]\n")  # none loops
+    assert str(find_base(SD21_BASE.key).origin).startswith("hf-hub:mine/sd@")
+    with pytest.raises(WeightsError, match=r"there is no base model at .*nowhere"):
+        find_base(tmp_path / "nowhere")
+    assert str(find_base("mine/sd").origin).startswith("hf-hub:mine/sd@")
     monkeypatch.setenv("PNP_IRIB_PLACES", str(tmp_path / "none.yaml"))
-    with pytest.raises(ConfigError, match="there is no such file"):
+    with pytest.raises(ConfigError, match="which is no file"):
         find_base(SD21_BASE.key)
     monkeypatch.setenv("PNP_IRIB_STABLE_DIFFUSION_2_1_BASE", str(model / "sd21base"))
     assert find_base(SD21_BASE.key).path == model / "sd21base"

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard, ModelHubMixin, constants
+from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 import pnp_irib.hub.download as download
-from pnp_irib import PRESETS, Projector, WrappedRestorer, load_projector, wrap
+from pnp_irib import PRESETS, Projector, WrappedRestorer, load_projector, load_restorer, wrap
 from pnp_irib.errors import ConfigError, WeightsError
 from pnp_irib.hub import Origin, SourceFile
 from pnp_irib.hub.card import Measured, MeasuredMetric
@@ -247,7 +248,7 @@ def test_a_wrapped_restorer_is_a_projector_and_a_note(hub: HubServer, tmp_path: 
     assert (again.look_forward.rounds, again.spec.name) == (1, "realesr-animevideov3")
     assert found.used.projector_source is not None
     assert found.used.projector_source.startswith("hf-hub:owner/robust@")
-    assert next(iter(found.used.restorer_files.values())) is not None
+    assert any("realesr-animevideov3" in name or name.endswith(".bin") for name in found.used.files)
     assert load_projector("owner/robust").origin is not None  # the same repository serves others as a projector
     other = WrappedRestorer.from_pretrained("owner/robust", restorer=Twice(), lfo=0)
     assert (other.spec.scale, other.look_forward.rounds) == (2, 0)
@@ -298,3 +299,83 @@ def test_origins_are_written_short() -> None:
     origin = Origin(place="hf-hub:a/b@main", commit="c" * 40, files=(SourceFile(name="x", sha256="0"),))
     assert str(origin) == f"hf-hub:a/b@{'c' * 40}"
     assert str(Origin(place="bundled:x")) == "bundled:x"
+
+
+def scaled(network: nn.Module, factor: float) -> dict[str, Tensor]:
+    return {name: (factor * value).contiguous() for name, value in network.state_dict().items()}
+
+
+def test_a_wrapped_restorer_comes_back_with_its_own_weights_or_not_at_all(hub: HubServer, tmp_path: Path) -> None:
+    network = load_restorer("realesr-animevideov3").network  # type: ignore[attr-defined]
+    file = tmp_path / "mine.safetensors"
+    save_file(scaled(network, 0.9), file)
+    robust = wrap("realesr-animevideov3", weights=file, projector=small())
+    lq = torch.rand(1, 3, 7, 8)
+    expected = robust(lq)
+    assert any(name.endswith("/mine.safetensors") for name in expected.used.files)
+    folder = robust.save_pretrained(tmp_path / "saved")
+    with pytest.raises(ConfigError, match=r"saved with weights='mine\.safetensors' of .* \(sha256 [0-9a-f]{64}"):
+        WrappedRestorer.from_pretrained(folder)
+    assert torch.equal(WrappedRestorer.from_pretrained(folder, weights=file)(lq).restored, expected.restored)
+    save_file(scaled(network, 0.8), file)
+    with pytest.raises(WeightsError, match=r"mine\.safetensors has the sha256 .* was saved with"):
+        WrappedRestorer.from_pretrained(folder, weights=file)
+    with pytest.raises(ConfigError, match="the projector is the one that was saved"):
+        WrappedRestorer.from_pretrained(folder, projector=None)
+
+
+def test_weights_on_the_hub_are_saved_with_their_commit(hub: HubServer, tmp_path: Path) -> None:
+    network = load_restorer("realesr-animevideov3").network  # type: ignore[attr-defined]
+
+    def content(factor: float) -> dict[str, bytes]:
+        return {"x/w.safetensors": save(scaled(network, factor))}
+
+    commit = hub.add_repo("owner/w", content(0.9))
+    robust = wrap("realesr-animevideov3", weights="hf-hub:owner/w/x/w.safetensors", projector=small())
+    folder = robust.save_pretrained(tmp_path / "saved")
+    lq = torch.rand(1, 3, 6, 6)
+    expected = robust(lq)
+    assert f"hf-hub:owner/w@{commit}/x/w.safetensors" in expected.used.files
+    hub.commit("owner/w", content(0.5))
+    shutil.rmtree(tmp_path / "cache")
+    again = WrappedRestorer.from_pretrained(folder)
+    assert again.loaded is not None
+    assert again.loaded.options["weights"] == f"hf-hub:owner/w/x/w.safetensors@{commit}"
+    assert torch.equal(again(lq).restored, expected.restored)
+
+
+@pytest.mark.parametrize("options", [{"weights": "/etc/hostname"}, {"projector": "x"}, {"restorer": "x"}])
+def test_a_saved_folder_opens_no_file_of_this_machine(tmp_path: Path, options: dict[str, str]) -> None:
+    folder = wrap("realesr-animevideov3", projector=small()).save_pretrained(tmp_path / "saved")
+    settings = json.loads((folder / "wrapped.json").read_text()) | {"options": options}
+    (folder / "wrapped.json").write_text(json.dumps(settings))
+    with pytest.raises(WeightsError, match="cannot come from a saved folder"):
+        WrappedRestorer.from_pretrained(folder)
+
+
+def test_nothing_stale_stays(hub: HubServer, tmp_path: Path) -> None:
+    robust = wrap("realesr-animevideov3", projector=small(), lfo=1)
+    robust.push_to_hub("owner/a")
+    robust.save_pretrained(tmp_path / "a")
+    small(3).push_to_hub("owner/a")
+    small(3).save_pretrained(tmp_path / "a")
+    assert "wrapped.json" not in hub.files("owner/a")
+    assert not (tmp_path / "a" / "wrapped.json").exists()
+    (tmp_path / "a" / "secret.json").write_text("{}")
+    publish(tmp_path / "a", "owner/a")
+    assert "secret.json" not in hub.files("owner/a")
+    (tmp_path / "a" / "README.md").write_text("by hand\n")
+    with pytest.raises(ConfigError, match="was written by hand"):
+        publish(tmp_path / "a", "owner/a", licence="mit")
+    publish(tmp_path / "a", "owner/a")
+    assert hub.files("owner/a")["README.md"] == b"by hand\n"
+    small().push_to_hub("owner/a", branch="dev")
+    assert b"by hand" not in hub.files("owner/a", "dev")["README.md"]
+
+
+@pytest.mark.parametrize("name", ["owner/na--me", "owner/a..b", "owner/name.git", "-owner/a"])
+def test_impossible_names_of_repositories_are_told(name: str) -> None:
+    with pytest.raises(ConfigError, match="is not a name"):
+        load_projector(name)
+    with pytest.raises(WeightsError, match="names no file"):
+        load_restorer("realesr-animevideov3", weights=f"hf-hub:{name}/x.pth")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from pnp_irib.errors import InputError
+from pnp_irib.errors import ConfigError, InputError
 from pnp_irib.images.resize import resize
 from pnp_irib.images.tensors import output_size
 from pnp_irib.spec import Licence, RestorerSpec
@@ -125,9 +125,65 @@ class Halves(Good):
         return large if self.dtype == torch.float32 else large * float("nan")
 
 
+class Hooking(Good):
+    def restored(self, large: Tensor, prompts: Any, noise: Any) -> Tensor:
+        self.model.register_forward_pre_hook(lambda module, given: None)
+        return large
+
+
+class Remembering(Good):
+    """Gives the same memory every time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[Any, Tensor] = {}
+
+    def restored(self, large: Tensor, prompts: Any, noise: Any) -> Tensor:
+        if torch.is_grad_enabled():
+            return large
+        return self.kept.setdefault(large.shape, torch.empty_like(large)).copy_(large)
+
+
+class Switching(Good):
+    def restored(self, large: Tensor, prompts: Any, noise: Any) -> Tensor:
+        torch.set_grad_enabled(True)
+        return large
+
+
+class Truncating(Good):
+    def restore(self, lq: Tensor, *, scale: Any = None, **options: Any) -> Tensor:
+        restored = super().restore(lq, **options)
+        return restored if scale is None else resize(restored, (int(lq.shape[-2] * scale), int(lq.shape[-1] * scale)))
+
+
+class Raising(Good):
+    """bfloat16 is not implemented."""
+
+    def restored(self, large: Tensor, prompts: Any, noise: Any) -> Tensor:
+        if self.dtype != torch.float32:
+            raise RuntimeError("not implemented for BFloat16")
+        return large
+
+
+class Staying(Good):
+    """Does not move."""
+
+    def to(self, device: Any = None, dtype: Any = None) -> Self:
+        return self
+
+
 @pytest.mark.parametrize(
     ("restorer", "check", "said"),
     [
+        (Hooking(), "state", "training or hooks"),
+        (Remembering(), "state", "a result changes when the next"),
+        (Switching(), "state", "the grad mode is another"),
+        (Truncating(), "scales", r"scale=1\.3 gave"),
+        (broken(lambda s, x, p, n: x.flip(1)), "values", "red and blue are exchanged"),
+        (broken(lambda s, x, p, n: torch.cat((x[:1] + x[1:].sum(0, keepdim=True), x[1:]))), "batches", "a picture of a batch"),
+        (Raising(safe_dtypes=("float32", "bfloat16")), "dtypes", "take 'bfloat16' out"),
+        (Staying(safe_dtypes=("float32", "bfloat16")), "dtypes", "changes nothing"),
+        (broken(lambda s, x, p, n: (x, x)), "sizes", "tuple"),
         (broken(padded), "sizes", r"shifted by \+\d input.* try multiple_of=16"),
         (
             broken(crashes),
@@ -175,3 +231,23 @@ def test_what_is_wrong_is_named_with_its_remedy(restorer: Good, check: str, said
 def test_what_is_no_restorer_is_told() -> None:
     with pytest.raises(AdapterError, match=r"Conv2d is no Restorer.*give it spec, restore"):
         check_adapter(nn.Conv2d(3, 3, 3))  # type: ignore[arg-type]
+
+
+def test_a_class_and_sizes_without_pictures_are_told() -> None:
+    with pytest.raises(AdapterError, match=r"give it an object of it, Good\(\.\.\.\)"):
+        check_adapter(Good)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="sizes=200"):
+        check_adapter(Good(), sizes=(200,))
+
+
+def test_an_adapter_that_fails_in_half_precision_is_given_back_as_it_was() -> None:
+    restorer = Raising(safe_dtypes=("float32", "bfloat16"))
+    weight = restorer.model.weight.clone()
+    report(restorer)
+    assert torch.equal(restorer.model.weight, weight)
+
+
+def test_wrapped_restorers_keep_to_it_as_well() -> None:
+    from pnp_irib import wrap
+
+    check_adapter(wrap("realesr-animevideov3", projector="pixel-x4plus"), sizes=(1, 9, 33))

@@ -41,7 +41,7 @@ def test_projector_none_by_any_name() -> None:
         (lambda: wrap(Stated(), scale=4), ConfigError, "scale do not apply to an object that is a Restorer"),
         (lambda: wrap(nn.Identity(), wheels=4), ConfigError, "wheels are unknown for a module or function"),
         (lambda: wrap("realesr-animevideov3", wheels=4), ConfigError, "wheels.*Its options: weights, device, dtype"),
-        (lambda: wrap(Doubler), WrapError, "smallest thing to do"),
+        (lambda: wrap(Doubler), WrapError, "smallest thing to do: make an object of the class"),
         (
             lambda: wrap(3),
             WrapError,
