@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from pnp_irib import load_projector, wrap
+from pnp_irib.errors import PnPIribError
 
 
 def main() -> None:
@@ -25,4 +26,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except PnPIribError as error:
+        sys.exit(f"share_a_projector: {error}")

@@ -6,9 +6,11 @@ A few steps on a small projector show the way; a useful one takes some ten thous
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from pnp_irib import load_projector, wrap
+from pnp_irib.errors import PnPIribError
 from pnp_irib.train import TrainConfig, train
 
 HERE = Path(__file__).parent
@@ -53,4 +55,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except PnPIribError as error:
+        sys.exit(f"train_a_projector: {error}")

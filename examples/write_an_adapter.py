@@ -13,7 +13,9 @@ from pathlib import Path
 def run(*command: str | Path) -> None:
     """Show a command and run it."""
     print("$", *command, flush=True)
-    subprocess.run([*map(str, command)], check=True)
+    done = subprocess.run([*map(str, command)], check=False)
+    if done.returncode:  # the command has said why
+        sys.exit(done.returncode)
 
 
 def main() -> None:

@@ -97,6 +97,9 @@ def resolve_file(name: str | Path, *, spec: RestorerSpec | None = None) -> Path:
             raise WeightsError(f"no weight file at {path}. Give a path, or hf-hub:owner/repo/file.")
         return path
     address, _, revision = text.removeprefix("hf-hub:").partition("@")
+    if address.count("/") == 1 and "/" in revision:  # owner/repo@revision/file, as it stands in records
+        revision, _, file = revision.partition("/")
+        address = f"{address}/{file}"
     parts = address.split("/", 2)
     if len(parts) != 3 or not all(parts) or not valid_repository(f"{parts[0]}/{parts[1]}"):
         raise WeightsError(f"{text!r} names no file; expected hf-hub:owner/repo/file[@revision].")

@@ -82,6 +82,8 @@ def wrap(
         UnknownRestorerError, MissingExtraError, WeightsError, ConfigError: a name leads nowhere or cannot be loaded.
     """
     profile = preset(lq_profile) if isinstance(lq_profile, str) else lq_profile
+    if not isinstance(profile, DegradationProfile | None):
+        raise ConfigError(f"lq_profile={lq_profile!r:.60}: expected the name of a preset or a DegradationProfile.")
     foreign: dict[str, Any] = {"scale": scale, "multiple_of": multiple_of, "min_size": min_size, "lq_profile": profile}
     given = {name: value for name, value in foreign.items() if value is not None}
     by_name: LoadedByName | None = None

@@ -210,7 +210,10 @@ def restorer_for(pipeline: Any, options: Mapping[str, Any]) -> PipelineRestorer:
 def _kind(pipeline: Any) -> Kind:
     kind = kind_of(pipeline)
     if kind is None:
-        raise WrapError(f"{type(pipeline).__name__} of diffusers restores no pictures; expected one of {', '.join(KINDS)}.")
+        raise WrapError(
+            f"{type(pipeline).__name__} of diffusers is not known here as a restorer; known: {', '.join(KINDS)}. If it is one, "
+            f"wrap a function from pictures (N, 3, H, W) in [0, 1] to (N, 3, s*H, s*W) that calls it."
+        )
     return kind
 
 

@@ -112,7 +112,7 @@ def test_dat_is_loaded_by_its_spec_and_wrapped(dat_file: Path) -> None:
         expected = restorer.restore(lq).clamp(0, 1)
     torch.testing.assert_close(wrap(restorer, projector=None)(lq[0]).restored, expected, atol=1e-6, rtol=0)
     with pytest.raises(
-        ConfigError, match=r"spandrel: missing a required argument: 'path'. Its options: path, lq_profile, device, dtype"
+        ConfigError, match=r"missing a required argument: 'path'. Its options: path, lq_profile, device, dtype"
     ):
         SPANDREL.load(paths=dat_file)
 
