@@ -211,7 +211,7 @@ def _kind(pipeline: Any) -> Kind:
     kind = kind_of(pipeline)
     if kind is None:
         raise WrapError(
-            f"{type(pipeline).__name__} of diffusers is not known here as a restorer; known: {', '.join(KINDS)}. If it is one, "
+            f"{type(pipeline).__name__} of diffusers is not known as a restorer; known: {', '.join(KINDS)}. If it is one, "
             f"wrap a function from pictures (N, 3, H, W) in [0, 1] to (N, 3, s*H, s*W) that calls it."
         )
     return kind

@@ -249,9 +249,7 @@ def test_pipelines_that_restore_nothing_are_refused(parts: Parts) -> None:
     )
     for pipeline in (drawing, filling):
         assert RECOGNISER.recognises(pipeline)
-        with pytest.raises(
-            WrapError, match=r"Pipeline of diffusers is not known here as a restorer; known: StableDiff"
-        ) as caught:
+        with pytest.raises(WrapError, match=r"Pipeline of diffusers is not known as a restorer; known: StableDiff") as caught:
             RECOGNISER.build(pipeline, steps=3, anything=1)
         assert all(name in str(caught.value) for name in KINDS)
 
