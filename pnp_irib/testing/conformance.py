@@ -127,4 +127,4 @@ def _guarded(name: str, found: Iterator[Problem]) -> Iterator[Problem]:
 
 def _folded(problem: Problem) -> list[str]:
     text = f"{problem.check}: {problem.found}. To mend it: {problem.fix}."
-    return textwrap.wrap(text, 100, initial_indent="  - ", subsequent_indent="    ", break_long_words=False)
+    return textwrap.wrap(text, 80, initial_indent="  - ", subsequent_indent="    ", break_long_words=False)
