@@ -6,6 +6,7 @@ stands for an ordered list of places.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -105,8 +106,10 @@ def find_base(base: str | Path, *, only_configs: bool = False) -> Found:
 def _at(place: str | Path, known: KnownModel | None, *, only_configs: bool) -> Found:
     """What one place has."""
     path = Path(str(place).removeprefix("local-dir:")).expanduser()
-    here = isinstance(place, Path) or path.exists()
-    name = Name("local-dir", str(path)) if here else parse_name(str(place))
+    name = Name("local-dir", str(path))
+    if not (isinstance(place, Path) or path.exists()):
+        with contextlib.suppress(ConfigError):  # a path, then, where nothing is
+            name = parse_name(str(place))
     if name.kind == "hf-hub":
         files = CONFIGS if only_configs else (*CONFIGS, *WEIGHTS)
         licence = f"{known.licence} for {known.title}" if known is not None else None

@@ -93,8 +93,9 @@ def check_adapter(restorer: Restorer, *, sizes: Sequence[int] = SIZES, raises: b
         if isinstance(restorer, type):
             missing = [f"an object of it, {restorer.__name__}(...)"]
         fix = f"give it {', '.join(missing)}" if missing else "let its spec be a pnp_irib.RestorerSpec"
-        found = Problem("protocol", f"{type(restorer).__name__} is no Restorer", f"{fix}; see docs, 'Writing an adapter'")
-        report = Report(type(restorer).__name__, (found,), (), seconds={"protocol": 0.0})
+        name = restorer.__name__ if isinstance(restorer, type) else type(restorer).__name__
+        found = Problem("protocol", f"{name} is no Restorer", f"{fix}; see docs, 'Writing an adapter'")
+        report = Report(name, (found,), (), seconds={"protocol": 0.0})
     else:
         report = _checked(Subject(restorer, tuple(sizes)))
     if raises and not report.ok:

@@ -234,7 +234,7 @@ def test_what_is_no_restorer_is_told() -> None:
 
 
 def test_a_class_and_sizes_without_pictures_are_told() -> None:
-    with pytest.raises(AdapterError, match=r"give it an object of it, Good\(\.\.\.\)"):
+    with pytest.raises(AdapterError, match=r"Good is no Restorer. To mend it: give it an object of it,\s+Good\(\.\.\.\)"):
         check_adapter(Good)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="sizes=200"):
         check_adapter(Good(), sizes=(200,))
