@@ -47,7 +47,7 @@ def run(name: str, parent: Path) -> None:
         "module": module,
         "distribution": f"pnp-irib-{name}",
         "title": name.replace("-", " ").capitalize(),
-        "class_name": "".join(word.capitalize() for word in name.split("-")) + "Restorer",
+        "class_name": "".join(map(str.capitalize, name.removesuffix("-restorer").split("-"))) + "Restorer",
         "version": __version__,
     }
     written = {
