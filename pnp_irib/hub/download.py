@@ -153,8 +153,8 @@ def explained(name: Name, error: Exception) -> WeightsError:
         said = f"{name.target} has no revision {name.revision!r}; its branches, tags and commits are on {place}/commits"
     elif isinstance(error, errors.RemoteEntryNotFoundError):
         said = f"{name}: a file that is needed is missing: {reason}"
-    elif isinstance(error, OSError) and "Consistency check failed" in str(error):
-        said = f"the download of {name} ended early: {reason} Try again."
+    elif "Consistency check failed" in str(error) or type(error).__name__ == "RemoteProtocolError":
+        said = f"the download of {name} ended early, again and again: {reason.rstrip('.')}. Try again later"
     elif isinstance(error, errors.HfHubHTTPError):
         status = getattr(error.response, "status_code", None)
         remedy = " Log in with a token that may do this: hf auth login" if status in (401, 403) else ""

