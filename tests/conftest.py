@@ -7,8 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.hub.server import TOKEN, HubServer
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Random networks are the same in every run."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,8 @@ import torch
 from pnp_irib import list_restorers, load_restorer, wrap
 from pnp_irib.restorer import Restorer
 from pnp_irib.testing import check_adapter
+from pnp_irib.testing.checks import check_values
+from pnp_irib.testing.subject import Subject
 from pnp_irib.weights import package_file
 from tests.adapters.diffusers.pipelines import Parts
 from tests.golden import golden_folder, missing
@@ -62,6 +64,12 @@ LARGE = {"realesrgan-x4plus", "spandrel-dat"}  # of the same code as others
 def test_it_keeps_to_the_protocol(name: str, tmp_path: Path) -> None:
     report = check_adapter(BUILT[name](tmp_path), sizes=tuple(range(1, 66)) if name in WHOLE else FEW)
     assert report.ok
+
+
+def test_random_weights_are_not_taken_for_exchanged_channels() -> None:
+    torch.manual_seed(7)  # whose results have more of the blue in red than of the red
+    restorer = wrap(Parts().upscale(), projector=None, steps=2).restorer
+    assert not list(check_values(Subject(restorer, (16,))))
 
 
 def test_no_adapter_is_forgotten() -> None:
