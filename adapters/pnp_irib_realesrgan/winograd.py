@@ -1,8 +1,7 @@
 """RRDB blocks in a quarter of the multiplications, for inference in float32 on CPUs.
 
-Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray, arXiv 1509.09308): 4x4 outputs of a 3x3 convolution from a 6x6 window
-take 36 products a channel pair instead of 144. Dense blocks gain most: a feature map that up to five convolutions read is
-transformed once, and all products are large matrix products, at which BLAS libraries are good.
+Winograd's minimal filtering as in `pnp_irib.convolution`. Dense blocks gain most: a feature map that up to five convolutions
+read is transformed once.
 
 A picture of H x W pixels is T = ceil(H/4) ceil(W/4) tiles of 4x4 pixels. Feature maps are held by the position in the tile:
 (16, C, T). With the window around the tile that is (36, C, T), and in Winograd's domain (36, C, T) again.
@@ -18,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pnp_irib.convolution import TILE, WINDOW, both_ways, transformed_kernel
+
 if TYPE_CHECKING:
     from pnp_irib_realesrgan.networks import RRDB, ResidualDenseBlock
 
@@ -25,33 +26,6 @@ __all__ = ["FEWEST_PIXELS", "WinogradRRDB", "WinogradTrunk", "Workspaces"]
 
 FEWEST_PIXELS = 24**2  # of a picture: below it, the products are too small to gain
 BAND_TILES = 256  # whose products are taken back to pixels while they are in the cache
-
-# The three transforms of F(4, 3) with the points 0, 1, -1, 2, -2 and infinity; one for each direction.
-_WINDOW = (
-    (4, 0, -5, 0, 1, 0),
-    (0, -4, -4, 1, 1, 0),
-    (0, 4, -4, -1, 1, 0),
-    (0, -2, -1, 2, 1, 0),
-    (0, 2, -1, -2, 1, 0),
-    (0, 4, 0, -5, 0, 1),
-)
-_KERNEL = (
-    (1 / 4, 0, 0),
-    (-1 / 6, -1 / 6, -1 / 6),
-    (-1 / 6, 1 / 6, -1 / 6),
-    (1 / 24, 1 / 12, 1 / 6),
-    (1 / 24, -1 / 12, 1 / 6),
-    (0, 0, 1),
-)
-_TILE = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
-
-
-def _both_ways(matrix: Tensor, maps: Tensor, half: Tensor, out: Tensor) -> None:
-    """``matrix`` (o, i) along both sides of ``maps`` (i, i, N), into ``out`` (o, o, N); ``half`` is a buffer of o i N."""
-    o, i = matrix.shape
-    half = half[: o * maps[0].numel()].view(o, i, -1)
-    torch.mm(matrix, maps.flatten(1), out=half.flatten(1))
-    torch.bmm(matrix.expand(o, o, i), half, out=out)
 
 
 class Workspace:
@@ -67,7 +41,7 @@ class Workspace:
         band = min(self.tiles, self.band_rows * self.columns) * features
         self.products, self.band = (torch.empty(n * band, dtype=torch.float32) for n in (36, 16))
         self.half = torch.empty(36 * features * self.tiles, dtype=torch.float32)
-        self.to_window, self.to_tile = (torch.tensor(rows, dtype=torch.float32) for rows in (_WINDOW, _TILE))
+        self.to_window, self.to_tile = (torch.tensor(rows, dtype=torch.float32) for rows in (WINDOW, TILE))
 
     def transform(self, channels: int, first: int) -> None:
         """Complete the windows of ``channels`` maps from their tiles, and put their transforms at channel ``first``."""
@@ -81,7 +55,7 @@ class Workspace:
         windows[:, 0, ..., 1:] = windows[:, 4, ..., :-1]
         windows[:, 5, ..., :-1] = windows[:, 1, ..., 1:]
         place = self.transformed[:, first : first + channels].view(6, 6, -1)
-        _both_ways(self.to_window, windows.view(6, 6, -1), self.half, place)
+        both_ways(self.to_window, windows.view(6, 6, -1), self.half, place)
 
 
 Workspaces = dict[tuple[int, int], Workspace]
@@ -92,9 +66,7 @@ class _Convolution:
     """Transformed weights (36, out, in) and bias (out, 1)."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        kernel = torch.tensor(_KERNEL, dtype=torch.float64)
-        taps = torch.einsum("uy,vx,oiyx->uvoi", kernel, kernel, conv.weight.detach().double())
-        self.weight = taps.flatten(0, 1).float().contiguous()
+        self.weight = transformed_kernel(conv.weight.double()).transpose(1, 2).float().contiguous()
         assert conv.bias is not None
         self.bias = conv.bias.detach().clone()[:, None]
 
@@ -106,7 +78,7 @@ class _Convolution:
         products = space.products[: 36 * out * count].view(36, out, count)
         torch.bmm(self.weight, space.transformed[:, :read, tiles], out=products)
         result = space.band[: 16 * out * count].view(16, out, count)
-        _both_ways(space.to_tile, products.view(6, 6, -1), space.half, result.view(4, 4, -1))
+        both_ways(space.to_tile, products.view(6, 6, -1), space.half, result.view(4, 4, -1))
         return result.add_(self.bias)
 
 

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pnp_irib.convolution import fewer_products, is_plain
+
 __all__ = ["decoded_in_strips", "encoded_in_strips"]
 
 STRIP_ELEMENTS = {"cpu": 2**20, "cuda": 2**27}  # of a strip of a feature map
@@ -95,18 +97,36 @@ def _strips(x: Tensor, channels: int) -> list[tuple[int, int]]:
     return [(top, min(height, top + rows)) for top in range(0, height, rows)]
 
 
-def _convolve(
-    conv: Callable[[Tensor], Tensor], part: Callable[[int, int], Tensor], top: int, bottom: int, height: int
-) -> Tensor:
-    """Rows ``top`` to ``bottom`` of a 3x3 convolution; ``part`` gives rows of what it reads."""
-    start = max(0, top - 1)
-    return conv(part(start, min(height, bottom + 1)))[:, :, top - start : bottom - start]
+Layer = Callable[[Tensor, int, int], Tensor]
+"""A 3x3 convolution of rows, of which so many, the first and the last ones, are neighbours only."""
+
+
+def _layer(conv: Any, height: int, width: int) -> Layer:
+    """A convolution in the form that is fastest for maps of this size."""
+
+    def padded(rows: Tensor, above: int, below: int) -> Tensor:
+        if not above or not below:
+            rows = F.pad(rows, (0, 0, 1 - above, 1 - below))
+        return F.conv2d(rows, conv.weight, conv.bias, padding=(0, 1))
+
+    def whole(rows: Tensor, above: int, below: int) -> Tensor:
+        convolved: Tensor = conv(rows)
+        return convolved[:, :, above : rows.shape[2] - below]
+
+    return fewer_products(conv, height, width) or (padded if is_plain(conv) else whole)
+
+
+def _convolve(layer: Layer, part: Callable[[int, int], Tensor], top: int, bottom: int, height: int) -> Tensor:
+    """Rows ``top`` to ``bottom`` of a convolution; ``part`` gives rows of what it reads."""
+    start, end = max(0, top - 1), min(height, bottom + 1)
+    return layer(part(start, end), top - start, end - bottom)
 
 
 def _convolved(conv: Any, x: Tensor) -> _Map:
     out = _Map.like(x, conv.weight.shape[0], *x.shape[-2:])
+    layer = _layer(conv, *x.shape[-2:])
     for top, bottom in _strips(x, max(conv.weight.shape[:2])):
-        out.write(_convolve(conv, lambda a, b: x[:, :, a:b], top, bottom, x.shape[2]), top)
+        out.write(_convolve(layer, lambda a, b: x[:, :, a:b], top, bottom, x.shape[2]), top)
     return out
 
 
@@ -126,17 +146,19 @@ def _resnet(block: Any, x: _Map) -> _Map:
     height, width = x.pixels.shape[-2:]
     hidden = _Map.like(x.pixels, block.conv1.weight.shape[0], height, width)
     given = _activated(x, block.norm1, block.nonlinearity)
+    layer = _layer(block.conv1, height, width)
     for top, bottom in _strips(x.pixels, max(block.conv1.weight.shape[:2])):
-        hidden.write(_convolve(block.conv1, given, top, bottom, height), top)
+        hidden.write(_convolve(layer, given, top, bottom, height), top)
     # The residual has no neighbours to read, so that the result can take the place of the input.
     out = _Map(x.pixels) if block.conv_shortcut is None else _Map.like(x.pixels, hidden.pixels.shape[1], height, width)
     given = _activated(hidden, block.norm2, block.nonlinearity)
+    layer = _layer(block.conv2, height, width)
     for top, bottom in _strips(hidden.pixels, max(block.conv2.weight.shape[:2])):
         kept = x.pixels[:, :, top:bottom]
         if block.conv_shortcut is not None:
             kept = _pointwise(block.conv_shortcut, kept)
         place = out.pixels[:, :, top:bottom]
-        torch.add(kept, _convolve(block.conv2, given, top, bottom, height), out=place)
+        torch.add(kept, _convolve(layer, given, top, bottom, height), out=place)
         if block.output_scale_factor != 1:
             place.div_(block.output_scale_factor)
         out.count(place)
@@ -165,12 +187,39 @@ def _middle(block: Any, x: _Map) -> _Map:
 def _upsampled(layer: Any, x: _Map) -> _Map:
     pixels = x.pixels
     height, width = pixels.shape[-2:]
-    out = _Map.like(pixels, layer.conv.weight.shape[0], 2 * height, 2 * width)
+    made = layer.conv.weight.shape[0]
+    out = _Map.like(pixels, made, 2 * height, 2 * width)
+    corners = _corners(layer)
     for top, bottom in _strips(pixels, 4 * max(layer.conv.weight.shape[:2])):
-        start = max(0, top - 1)
-        strip = layer(pixels[:, :, start : min(height, bottom + 1)])
-        out.write(strip[:, :, 2 * (top - start) : 2 * (bottom - start)], 2 * top)
+        start, end = max(0, top - 1), min(height, bottom + 1)
+        given = pixels[:, :, start:end]
+        if corners is None:
+            out.write(layer(given)[:, :, 2 * (top - start) : 2 * (bottom - start)], 2 * top)
+            continue
+        given = F.pad(given, (1, 1, int(start == top), int(end == bottom)))
+        four = F.conv2d(given, corners, layer.conv.bias.repeat(4)).unflatten(1, (4, made))
+        rows, columns = bottom - top, width
+        for i, (down, right) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
+            place = out.pixels[:, :, 2 * top + down : 2 * bottom : 2, right::2]
+            place.copy_(four[:, i, :, down : down + rows, right : right + columns])
+        out.count(out.pixels[:, :, 2 * top : 2 * bottom])
     return out
+
+
+def _corners(layer: Any) -> Tensor | None:
+    """Of an upsampling by two and the 3x3 convolution behind it, the four 2x2 convolutions that give its even and odd pixels.
+
+    In doubled pictures, two of three pixels that a kernel reads in a row are the same: their weights add up.
+
+    Returns:
+        (4 out, in, 2, 2); None if the layer is another.
+    """
+    conv = layer.conv
+    if not is_plain(conv) or conv.bias is None or layer.norm is not None or not layer.interpolate:
+        return None
+    pairs = conv.weight.new_tensor((((1, 0, 0), (0, 1, 1)), ((1, 1, 0), (0, 0, 1))))  # (even or odd, taps, of three)
+    wide = torch.einsum("aiy,bjx,ocyx->abocij", pairs, pairs, conv.weight)
+    return wide.flatten(0, 2).contiguous(memory_format=torch.channels_last)
 
 
 def _downsampled(layer: Any, x: _Map) -> _Map:
@@ -185,8 +234,9 @@ def _downsampled(layer: Any, x: _Map) -> _Map:
 
 def _last(network: Any, x: _Map) -> Tensor:
     given = _activated(x, network.conv_norm_out, network.conv_act)
+    layer = _layer(network.conv_out, *x.pixels.shape[-2:])
     strips = [
-        _convolve(network.conv_out, given, top, bottom, x.pixels.shape[2])
+        _convolve(layer, given, top, bottom, x.pixels.shape[2])
         for top, bottom in _strips(x.pixels, max(network.conv_out.weight.shape[:2]))
     ]
     return torch.cat(strips, 2)

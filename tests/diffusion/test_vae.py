@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 
+from pnp_irib.convolution import Winograd, fewer_products
 from pnp_irib.diffusion import vae_strips
 from pnp_irib.diffusion.lora import active, add_adapter, layers_named
 from pnp_irib.diffusion.vae import PublishedTiles, decode, encode
@@ -54,6 +56,35 @@ def test_strips_go_through_adapters_and_lower_precision(vae: Any, monkeypatch: p
         low = decode(half, latents.bfloat16(), "strips")
         assert low.dtype == torch.bfloat16
         assert (low.float() - whole).abs().mean() < 0.1 * whole.std()
+
+
+@pytest.mark.parametrize("elements", [20_000, 2**30])
+@torch.no_grad()
+def test_strips_of_wide_layers_are_the_whole(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(vae_strips.STRIP_ELEMENTS, "cpu", elements)
+    wide: Any = AutoencoderKL(
+        block_out_channels=(32, 64, 128),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=4,
+        norm_num_groups=16,
+    )
+    wide.eval().requires_grad_(False)
+    forms: list[Winograd | None] = []
+
+    def chosen(*given: Any) -> Winograd | None:
+        forms.append(fewer_products(*given))
+        return forms[-1]
+
+    monkeypatch.setattr(vae_strips, "fewer_products", chosen)
+    latents = values(25, 31, dtype=torch.float32)
+    whole = decode(wide, latents)
+    torch.testing.assert_close(decode(wide, latents, "strips"), whole, atol=1e-4 * whole.abs().max().item(), rtol=0)
+    pictures = values(100, 124, dtype=torch.float32)[:, :3]
+    for one, other in zip(encode(wide, pictures, "strips"), encode(wide, pictures), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4 * other.abs().max().item(), rtol=0)
+    assert any(forms)
+    assert not all(forms)  # both forms were met
 
 
 def test_published_statistics_are_others(vae: Any) -> None:
