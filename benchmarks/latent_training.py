@@ -16,7 +16,7 @@ import time
 import torch
 
 from benchmarks.osediff_speed import MODELS, PROMPT, peak, random_base, random_checkpoint
-from pnp_irib.irib import LatentPrior, PriorConfig
+from pnp_irib.priors import LatentPrior, LatentPriorConfig
 from pnp_irib.projectors import LatentArchitecture, LatentProjector
 from pnp_irib_osediff.restorer import OSEDiff
 
@@ -35,7 +35,7 @@ def main() -> None:
     base = random_base(args.tokenizer, **MODELS[args.model])
     restorer = OSEDiff(base, random_checkpoint(base), merged=False, process_size=64, device=args.device, dtype="float32")
     projector = LatentProjector(LatentArchitecture(base="random"), base).to(args.device)
-    prior = LatentPrior(PriorConfig(kind="vsd"), base)
+    prior = LatentPrior(LatentPriorConfig(kind="vsd"), base)
     cpu = args.device == "cpu"
     print(f"{args.model} model on {platform.machine() if cpu else torch.cuda.get_device_name()}, ", end="")
     print(
@@ -52,15 +52,15 @@ def main() -> None:
 
             def step(elq: torch.Tensor = elq, hq: torch.Tensor = hq, on: bool = checkpointing) -> None:
                 prompts = [PROMPT] * len(elq)
-                generator = torch.Generator().manual_seed(0)
+                generators = [torch.Generator().manual_seed(i) for i in range(len(elq))]
                 with base.checkpointing() if on else contextlib.nullcontext():
                     with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16):
                         restored = restorer.restore(projector(elq, prompts), scale=1, prompts=prompts)
-                        loss = (restored - hq).square().mean() + prior(restored, prompts, generator).mean()
+                        loss = (restored - hq).square().mean() + prior(restored, prompts, generators).mean()
                     loss.backward()
                     projector.zero_grad(set_to_none=True)
                     with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16):
-                        critic = prior.follow(generator).mean()
+                        critic = prior.follow(generators).mean()
                     critic.backward()
                     prior.critic.zero_grad(set_to_none=True)
 

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from pnp_irib.errors import ConfigError, did_you_mean, explain_validation
 
-__all__ = ["PRESETS", "Blur", "DegradationProfile", "Noise", "Order", "Resize", "Sinc", "preset"]
+__all__ = ["PRESETS", "Blur", "DegradationProfile", "Noise", "Order", "Resize", "Sinc", "between", "preset"]
 
 
 def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -269,3 +269,57 @@ def preset(profile: str | DegradationProfile | dict[str, Any]) -> DegradationPro
         hint = did_you_mean(profile, PRESETS)
         raise ConfigError(f"no degradation preset named {profile!r}. {hint}Known: {', '.join(PRESETS)}.")
     return PRESETS[profile]
+
+
+def between(milder: DegradationProfile, harsher: DegradationProfile, at: float) -> DegradationProfile:
+    """A profile on the way from one to another: all bounds and probabilities interpolated linearly.
+
+    Kernel sizes go to the nearest odd number; what has no middle (interpolations, flags) is that of the nearer profile, of
+    ``harsher`` half-way. A sinc filter that one of them lacks has probability 0 there. Where no enlargement is left in the
+    range of a resize, its probability goes to the reduction.
+
+    Args:
+        milder: the profile at 0.
+        harsher: the profile at 1.
+        at: in [0, 1].
+
+    Raises:
+        ConfigError: ``at`` lies outside, or one profile has one order and the other two.
+    """
+    if not 0 <= at <= 1:
+        raise ConfigError(f"at={at}: expected a number from 0 (as {milder.name!r}) to 1 (as {harsher.name!r}).")
+    if len(milder.orders) != len(harsher.orders):
+        raise ConfigError(
+            f"{milder.name!r} has {len(milder.orders)} orders of degradation and {harsher.name!r} {len(harsher.orders)}; "
+            f"there is nothing between them. Choose profiles of as many orders."
+        )
+    if at in (0, 1):
+        return harsher if at else milder
+    mixed: dict[str, Any] = _mixed(milder.model_dump(), harsher.model_dump(), at)
+    for order in mixed["orders"]:
+        order["blur"]["size"] = tuple(2 * round((size - 1) / 2) + 1 for size in order["blur"]["size"])
+        resize = order["resize"]
+        if resize["factor"][1] < 1:
+            resize["p_up"], resize["p_down"] = 0.0, resize["p_down"] + resize["p_up"]
+    names = {
+        "name": f"{milder.name}-{harsher.name}-{at:g}",
+        "origin": f"{at:g} of the way from {milder.name} to {harsher.name}",
+    }
+    return DegradationProfile.model_validate(mixed | names)
+
+
+def _mixed(a: Any, b: Any, at: float) -> Any:
+    """The value between two values of a field."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        if "cutoff_small" in a:  # its default is another field
+            a, b = ({**sinc, "cutoff_small": sinc["cutoff_small"] or sinc["cutoff"]} for sinc in (a, b))
+        return {key: _mixed(a.get(key, 0.0), b.get(key, 0.0), at) for key in a | b}
+    if isinstance(a, dict) or isinstance(b, dict):  # a sinc filter that the other lacks
+        given: dict[str, Any] = a if isinstance(a, dict) else b
+        return given | {"p": given["p"] * (1 - at if given is a else at)}
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (a, b))
+    if numbers:
+        return (1 - at) * a + at * b
+    if isinstance(a, tuple) and len(a) == len(b) and not any(isinstance(value, str) for value in a):
+        return tuple(_mixed(one, other, at) for one, other in zip(a, b, strict=True))
+    return b if at >= 0.5 else a

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from pnp_irib.prompts import Prompt
     from pnp_irib.spec import RestorerSpec
 
-__all__ = ["NoiseSource", "Restorer", "TilingRestorer"]
+__all__ = ["MultiStepRestorer", "NoiseSource", "Restorer", "TilingRestorer"]
 
 
 @runtime_checkable
@@ -56,6 +57,15 @@ class Restorer(Protocol):
 
     def to(self, device: Any = None, dtype: Any = None) -> Self:
         """Move the restorer in place."""
+        ...
+
+
+@runtime_checkable
+class MultiStepRestorer(Protocol):
+    """A capability: a differentiable restorer of many steps that can keep the gradients of the last ones only."""
+
+    def gradients_through(self, steps: int) -> AbstractContextManager[None]:
+        """Inside, gradients pass through the last ``steps`` steps of each restoration; the ones before are constants."""
         ...
 
 

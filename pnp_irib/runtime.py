@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.util
+import sys
 import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pnp_irib.errors import ConfigError, MissingExtraError, did_you_mean
 
@@ -26,9 +27,13 @@ __all__ = [
     "evaluating",
     "frozen",
     "give_memory_back",
+    "modules_held_by",
+    "peak_memory",
     "require",
     "store_channels_last",
 ]
+
+DEEPEST = 4  # attributes of attributes that modules are looked for in
 
 BORROWING = threading.RLock()
 """Held while the state of the process or of a borrowed model is changed for a call."""
@@ -189,6 +194,46 @@ def give_memory_back() -> None:
     except (AttributeError, OSError, TypeError):  # another C library
         return
     trim(0)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most memory taken so far, bytes: of the CUDA device, or of this process; None where the system does not tell."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024
+
+
+def modules_held_by(thing: object) -> list[nn.Module]:
+    """The modules that an object holds, in attributes, lists and dictionaries, as far as they can be seen; outermost only."""
+    from torch import nn
+
+    found: dict[int, nn.Module] = {}
+    seen: set[int] = set()
+
+    def look(thing: Any, depth: int) -> None:
+        if id(thing) in seen or depth > DEEPEST:
+            return
+        seen.add(id(thing))
+        if isinstance(thing, nn.Module):
+            found[id(thing)] = thing
+        elif isinstance(thing, dict):
+            for value in thing.values():
+                look(value, depth + 1)
+        elif isinstance(thing, list | tuple):
+            for value in thing:
+                look(value, depth + 1)
+        elif hasattr(thing, "__dict__") and not isinstance(thing, type):
+            look(vars(thing), depth + 1)
+
+    look(thing, 0)
+    return list(found.values())
 
 
 class Stopwatch:

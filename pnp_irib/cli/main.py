@@ -227,16 +227,37 @@ def degrade(
     raise typer.Exit(run(inputs, output, preset, seed, scale, format, overwrite=overwrite, verbose=verbose))
 
 
+TrainingConfig = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="See docs/training.md.")]
+Run = Annotated[Path | None, typer.Option("--run", help="Run directory; default: runs/ and the name of CONFIG.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")]
+MaxHours = Annotated[float | None, typer.Option(help="Stop, with a checkpoint, after this time.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
+
+
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="See docs/training.md.")],
-    run: Annotated[Path | None, typer.Option("--run", help="Run directory; default: runs/ and the name of CONFIG.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
-    max_hours: Annotated[float | None, typer.Option(help="Stop, with a checkpoint, after this time.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    config: TrainingConfig,
+    run: Run = None,
+    resume: Resume = False,
+    max_hours: MaxHours = None,
+    threads: Threads = None,
 ) -> None:
     """Train a projector."""
     from pnp_irib.cli.train import train as start
+
+    start(config, run or Path("runs", config.stem), resume=resume, max_hours=max_hours, threads=threads)
+
+
+@app.command("train-prior")
+def train_prior(
+    config: TrainingConfig,
+    run: Run = None,
+    resume: Resume = False,
+    max_hours: MaxHours = None,
+    threads: Threads = None,
+) -> None:
+    """Train a denoiser of pixels on HQ pictures, as a prior for `train`."""
+    from pnp_irib.cli.train_prior import train_prior as start
 
     start(config, run or Path("runs", config.stem), resume=resume, max_hours=max_hours, threads=threads)
 
@@ -271,6 +292,22 @@ def bench(
         "dtype": dtype,
     }
     run(output, options)
+
+
+@app.command()
+def study(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="See docs/bench.md.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", parser=path_of, help="Of the page.")] = Path(
+        "docs/evidence"
+    ),
+    threads: Threads = None,
+    max_hours: Annotated[float | None, typer.Option(help="Stop after this time; the same command goes on.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many pictures, or sizes.")] = None,
+) -> None:
+    """Carry out a study: train, measure, compare; write its page."""
+    from pnp_irib.cli.study import run
+
+    raise typer.Exit(run(config, output, threads=threads, max_hours=max_hours, limit=limit))
 
 
 @app.command()

@@ -1,17 +1,22 @@
-"""The objective that trains projectors."""
+"""The image restoration information bottleneck: the terms of its objective and their weighted sum."""
 
-from pnp_irib.irib.objective import Objective, ObjectiveConfig, Terms
-from pnp_irib.irib.prior import LatentPrior, PriorConfig
-from pnp_irib.irib.terms import gate_supervision, hq_fidelity, hq_structure, lq_reconstruction
+from pnp_irib.irib.objective import TERMS, Objective, ObjectiveConfig, Terms
+from pnp_irib.irib.perceptual import Perceptual, load_perceptual
+from pnp_irib.irib.references import DegradeBack, ReferenceConfig
+from pnp_irib.irib.terms import GateSupervision, HQFidelity, HQPerceptual, HQStructure, LQReconstruction
 
 __all__ = [
-    "LatentPrior",
+    "TERMS",
+    "DegradeBack",
+    "GateSupervision",
+    "HQFidelity",
+    "HQPerceptual",
+    "HQStructure",
+    "LQReconstruction",
     "Objective",
     "ObjectiveConfig",
-    "PriorConfig",
+    "Perceptual",
+    "ReferenceConfig",
     "Terms",
-    "gate_supervision",
-    "hq_fidelity",
-    "hq_structure",
-    "lq_reconstruction",
+    "load_perceptual",
 ]

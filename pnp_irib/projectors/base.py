@@ -6,8 +6,6 @@ and a model card ``README.md``. Loading is strict.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -19,9 +17,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from pnp_irib.errors import ConfigError, InputError, WeightsError, explain_validation
-from pnp_irib.files import write_atomically
+from pnp_irib.errors import InputError, WeightsError, explain_validation
 from pnp_irib.hub.card import Measured
+from pnp_irib.hub.folder import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, read_config, read_weights, write_folder
 from pnp_irib.hub.mixin import HubMixin, written_by
 from pnp_irib.hub.origin import Origin, SourceFile
 from pnp_irib.images.resize import resize
@@ -31,6 +29,7 @@ from pnp_irib.prompts import Prompt
 from pnp_irib.weights import load_strictly
 
 __all__ = [
+    "CARD_NAME",
     "CONFIG_NAME",
     "FORMAT",
     "WEIGHTS_NAME",
@@ -42,11 +41,7 @@ __all__ = [
 ]
 
 FORMAT = 1
-CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "model.safetensors"
-CARD_NAME = "README.md"
 SETTINGS_NAME = "wrapped.json"  # of a wrapped restorer, beside its projector
-DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
 class Architecture(BaseModel):
@@ -156,39 +151,15 @@ class Projector(HubMixin, nn.Module, ABC):
         return sum(p.numel() for p in self.parameters())
 
     def _write(self, folder: Path, card: str | None) -> None:
-        from safetensors.torch import save
-
-        from pnp_irib import __version__
-
-        dtypes = {str(value.dtype).removeprefix("torch.") for value in self.state_dict().values()}
-        if len(dtypes) > 1:
-            raise WeightsError(
-                f"the weights are of several dtypes, {', '.join(sorted(dtypes))}. Call .to(torch.float32) first."
-            )
-        if wrong := [key for key, value in self.state_dict().items() if not value.isfinite().all()]:
-            raise WeightsError(f"the weights {wrong[0]} are not finite, so the projector is not written to {folder}.")
-        if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"{folder} is a file; a projector is a folder.")
-        folder.mkdir(parents=True, exist_ok=True)
         provenance = self.provenance
         if self.origin is not None and self.origin.commit is not None:
             provenance = provenance.model_copy(update={"origin": self.origin})
-        content = save({key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}, {"format": "pt"})
-        config = {
-            "format": FORMAT,
-            "library_version": __version__,
+        facts = {
             "architecture": self.architecture.model_dump(mode="json"),
             "provenance": provenance.model_dump(mode="json"),
-            "weights": {
-                "file": WEIGHTS_NAME,
-                "sha256": hashlib.sha256(content).hexdigest(),
-                "dtype": str(next(self.parameters()).dtype).removeprefix("torch."),
-            },
         }
-        write_atomically(folder / WEIGHTS_NAME, lambda path: Path(path).write_bytes(content))
         text = card if card is not None else self.card()
-        write_atomically(folder / CARD_NAME, lambda path: Path(path).write_text(text))
-        write_atomically(folder / CONFIG_NAME, lambda path: Path(path).write_text(json.dumps(config, indent=1) + "\n"))
+        write_folder(folder, self.state_dict(), facts, text, what="projector", version=FORMAT)
 
     @classmethod
     def _from_folder(cls, folder: Path, origin: Origin | None, *, base: Any = None) -> Self:  # type: ignore[override]
@@ -238,7 +209,7 @@ def read_folder(folder: Path) -> ProjectorFolder:
     Raises:
         WeightsError: a file is missing, truncated, of another hash, dtype or format.
     """
-    config = _read_config(folder)
+    config = read_config(folder, what="projector", version=FORMAT)
     kind = config["architecture"].get("kind") if isinstance(config["architecture"], dict) else None
     chosen = _class_of_kind(kind, folder, config["library_version"])
     try:
@@ -248,7 +219,7 @@ def read_folder(folder: Path) -> ProjectorFolder:
         raise WeightsError(
             f"{folder / CONFIG_NAME} is not valid: {explain_validation(error)}{written_by(config['library_version'])}"
         ) from error
-    tensors, sha256 = _read_weights(folder, config["weights"])
+    tensors, sha256 = read_weights(folder, config["weights"])
     return ProjectorFolder(chosen, architecture, provenance, tensors, sha256)
 
 
@@ -267,65 +238,3 @@ def _subclasses(cls: type[Projector]) -> list[type[Projector]]:
     """All projectors that can be built; those of other packages are known once they are imported."""
     own = [cls] if "config_class" in vars(cls) else []
     return own + [sub for direct in cls.__subclasses__() for sub in _subclasses(direct)]
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG_NAME
-    try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise WeightsError(f"{folder} is not a projector folder: {CONFIG_NAME} is missing.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} cannot be read as JSON: {error}.") from error
-    expected = {"format", "library_version", "architecture", "provenance", "weights"}
-    if not isinstance(config, dict):
-        raise WeightsError(f"{path} holds a {type(config).__name__}, expected an object.")
-    found = config.get("format")
-    if type(found) is not int or found < 1:
-        raise WeightsError(f"{path} has the format {found!r:.40}; expected a number from 1 to {FORMAT}. Is it a projector?")
-    if found > FORMAT:
-        raise WeightsError(
-            f"{path} has the format {found}, this library reads up to {FORMAT} "
-            f"(written by version {config.get('library_version')!s:.40}). Run: pip install -U pnp-irib"
-        )
-    if config.keys() != expected:
-        missing, extra = sorted(expected - config.keys()), sorted(config.keys() - expected)
-        raise WeightsError(
-            f"{path}: missing keys {missing}, unknown keys {extra!s:.200}; expected {sorted(expected)}"
-            f"{written_by(config.get('library_version'))}"
-        )
-    return config
-
-
-def _read_weights(folder: Path, facts: object) -> tuple[dict[str, Tensor], str]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    path = folder / WEIGHTS_NAME
-    if not isinstance(facts, dict) or facts.keys() != {"file", "sha256", "dtype"} or facts["file"] != WEIGHTS_NAME:
-        raise WeightsError(f"{folder / CONFIG_NAME}: 'weights' must hold file, sha256 and dtype; file is {WEIGHTS_NAME}.")
-    if not isinstance(facts["dtype"], str) or facts["dtype"] not in DTYPES:
-        raise WeightsError(f"{folder / CONFIG_NAME}: weights of {facts['dtype']!r:.40}; expected one of {', '.join(DTYPES)}.")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror}.") from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != facts["sha256"]:
-        raise WeightsError(
-            f"{path} ({len(content)} bytes) is damaged or was exchanged: its sha256 is {found}, "
-            f"{CONFIG_NAME} says {facts['sha256']}. Fetch the folder again."
-        )
-    try:
-        tensors = load(content)
-    except SafetensorError as error:
-        raise WeightsError(f"{path} is not a complete safetensors file: {error}. Fetch it again.") from error
-    wrong = sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()} - {facts["dtype"]})
-    if wrong:
-        raise WeightsError(f"{path} holds tensors of {', '.join(wrong)}, {CONFIG_NAME} says {facts['dtype']}.")
-    for key, value in tensors.items():
-        if not bool(torch.isfinite(value).all()):
-            raise WeightsError(
-                f"{path}: {key} holds values that are not finite. Its training went wrong; use another checkpoint."
-            )
-    return tensors, found

@@ -13,6 +13,7 @@ from pnp_irib.any_size import restore_any_size
 from pnp_irib.noise import SeededNoise
 from pnp_irib.prompts import Prompt
 from pnp_irib.restorer import Restorer
+from pnp_irib.runtime import modules_held_by
 
 __all__ = ["Subject"]
 
@@ -69,23 +70,4 @@ class Subject:
 
     def modules(self) -> list[nn.Module]:
         """The modules that the restorer holds, as far as they can be seen."""
-        found: dict[int, nn.Module] = {}
-        seen: set[int] = set()
-
-        def look(thing: Any, depth: int) -> None:
-            if id(thing) in seen or depth > 4:
-                return
-            seen.add(id(thing))
-            if isinstance(thing, nn.Module):
-                found[id(thing)] = thing
-            elif isinstance(thing, dict):
-                for value in thing.values():
-                    look(value, depth + 1)
-            elif isinstance(thing, list | tuple):
-                for value in thing:
-                    look(value, depth + 1)
-            elif hasattr(thing, "__dict__") and not isinstance(thing, type):
-                look(vars(thing), depth + 1)
-
-        look(self.restorer, 0)
-        return list(found.values())
+        return modules_held_by(self.restorer)

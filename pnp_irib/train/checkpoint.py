@@ -1,4 +1,4 @@
-"""Checkpoints: projector folders that also hold the state of the training. A checkpoint is complete or absent."""
+"""Checkpoints: folders of saved models that also hold the state of the training. A checkpoint is complete or absent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pnp_irib.errors import WeightsError
-from pnp_irib.projectors.base import Projector
+from pnp_irib.hub.mixin import HubMixin
 
 __all__ = ["latest_checkpoint", "load_state", "save_checkpoint"]
 
@@ -24,12 +24,12 @@ def latest_checkpoint(run: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def save_checkpoint(run: Path, projector: Projector, state: dict[str, Any], step: int, *, keep: int, card: str) -> Path:
+def save_checkpoint(run: Path, model: HubMixin, state: dict[str, Any], step: int, *, keep: int, card: str) -> Path:
     """Write ``checkpoints/step-NNNNNNN`` in one step (written beside, then renamed) and drop the oldest beyond ``keep``."""
     folder = run / "checkpoints" / f"step-{step:07d}"
     partial = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
-    projector.save_pretrained(partial, card=card)
+    model.save_pretrained(partial, card=card)
     with (partial / STATE_NAME).open("wb") as file:
         torch.save(state, file)
         file.flush()
@@ -52,7 +52,7 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise WeightsError(
-            f"{checkpoint} holds no {STATE_NAME}: it is a projector, not a checkpoint to resume from."
+            f"{checkpoint} holds no {STATE_NAME}: it is a saved model, not a checkpoint to resume from."
         ) from None
     except Exception as error:
         raise WeightsError(f"{path} is damaged; delete {checkpoint} to resume from the one before.") from error

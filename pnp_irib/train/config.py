@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pnp_irib.diffusion.places import KNOWN
 from pnp_irib.errors import ConfigError, explain_validation
 from pnp_irib.irib.objective import ObjectiveConfig
-from pnp_irib.irib.prior import PriorConfig
+from pnp_irib.irib.references import ReferenceConfig
+from pnp_irib.priors import LatentPriorConfig, PixelPriorConfig, PriorConfig
 from pnp_irib.profile import DegradationProfile, preset
 from pnp_irib.projectors.latent import LatentArchitecture
 from pnp_irib.projectors.pixel import PixelArchitecture
@@ -57,24 +58,21 @@ class MixtureEntry(_Section):
         return preset(value) if isinstance(value, str) else value
 
 
-class ReferenceConfig(_Section):
-    """The LQ picture that the projection is compared with: a draw of D, its blur-and-resize mean, or the area-reduced HQ."""
-
-    profile: DegradationProfile | None = Field(default=None, description="D; None: area reduction of the HQ picture")
-    channel: Literal["sample", "mean"] = "mean"
-
-    @field_validator("profile", mode="before")
-    @classmethod
-    def _named(cls, value: Any) -> Any:
-        return preset(value) if isinstance(value, str) else value
-
-
 class PromptConfig(_Section):
     """Prompts in training."""
 
     extractor: str = Field(default="none", description="see pnp_irib.prompts.load_extractor")
     dropout: float = Field(default=0.5, ge=0, le=1, description="share of pictures without a prompt")
     on: Literal["elq", "reference"] = Field(default="elq", description="picture that the prompt is extracted from")
+    look_forward: float = Field(
+        default=0.0, ge=0, le=1, description="share of the prompts that are read off a first estimate, as with lfo=1"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.look_forward and self.extractor == "none":
+            raise ValueError("prompts.look_forward needs an extractor; name one, such as imagenet-tags")
+        return self
 
 
 class RestorerConfig(_Section):
@@ -82,6 +80,21 @@ class RestorerConfig(_Section):
 
     name: str
     options: dict[str, Any] = Field(default={}, description="of the restorer; weights, checkpoint and base are paths")
+
+
+class ValidationConfig(_Section):
+    """Pictures that the projector is tried on while it is trained, with the restorer that it is for."""
+
+    folder: Path = Field(description="folder of HQ pictures that are not trained on")
+    profile: Profile = Field(description="preset name or profile")
+    pictures: int = Field(default=8, gt=0, description="how many of them, evenly spread")
+    every: int = Field(default=500, gt=0, description="steps between two trials")
+    options: dict[str, Any] = Field(default={}, description="of the restorer, where another stands in for it in training")
+
+    @field_validator("profile", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return preset(value) if isinstance(value, str) else value
 
 
 class TrainConfig(_Section):
@@ -100,12 +113,19 @@ class TrainConfig(_Section):
     through: RestorerConfig | None = Field(default=None, description="restorer of the HQ terms; None: `restorer` itself")
     objective: ObjectiveConfig = ObjectiveConfig()
     prior: PriorConfig | None = Field(default=None, description="prior over HQ pictures, weighted by objective.hq_prior")
-    hq_pictures: int | None = Field(default=None, gt=0, description="pictures of a batch that go through the restorer")
+    gradient_steps: int | None = Field(
+        default=None, gt=0, description="last steps of a restorer of many that gradients pass through; None: all"
+    )
+    validation: ValidationConfig | None = None
+    hq_pictures: int | None = Field(
+        default=None, gt=0, description="of these first pictures of a batch, those with the reference as target are restored"
+    )
     hq_crop: int | None = Field(
         default=None, gt=0, description="side of the LQ crop that goes through the restorer; None: all"
     )
     steps: int = Field(gt=0)
-    batch: int = Field(default=8, gt=0)
+    batch: int = Field(default=8, gt=0, description="pictures of a process at a time")
+    accumulate: int = Field(default=1, gt=0, description="batches whose gradients make one step")
     lr: float = Field(default=3e-4, gt=0)
     final_lr: float = Field(default=0.05, ge=0, le=1, description="learning rate at the end, relative")
     warmup: int = Field(default=200, ge=0)
@@ -134,7 +154,7 @@ class TrainConfig(_Section):
             raise ValueError("labels of the gate (gate: in mixture) are for pixel projectors, which have one; leave them out")
         if (self.objective.hq_prior > 0) != (self.prior is not None):
             raise ValueError("a prior needs both: its weight objective.hq_prior above 0, and a section prior")
-        if self.prior is not None and self.prior.base is None and not latent:
+        if isinstance(self.prior, LatentPriorConfig) and self.prior.base is None and not latent:
             raise ValueError("prior.base is not set, and a pixel projector has no base to share; name a Stable Diffusion")
         if self.data.crop % 4:
             raise ValueError(f"data.crop={self.data.crop} is not a multiple of 4; use {self.data.crop // 4 * 4}")
@@ -171,15 +191,24 @@ def load_config(path: str | Path) -> TrainConfig:
     update: dict[str, Any] = {"data": data, "init": init}
     if isinstance(config.projector, LatentArchitecture):
         update["projector"] = config.projector.model_copy(update={"base": _place(config.projector.base, path)})
-    if config.prior is not None and config.prior.base is not None:
+    if isinstance(config.prior, LatentPriorConfig) and config.prior.base is not None:
         update["prior"] = config.prior.model_copy(update={"base": _place(config.prior.base, path)})
+    if isinstance(config.prior, PixelPriorConfig):
+        update["prior"] = config.prior.model_copy(update={"denoiser": _place(config.prior.denoiser, path)})
+    if (validation := config.validation) is not None:
+        given = {"folder": _resolved(validation.folder, path), "options": _places(validation.options, path)}
+        update["validation"] = validation.model_copy(update=given)
     if config.through is not None:
-        options = {
-            key: _place(value, path) if key in WEIGHT_OPTIONS and isinstance(value, str) else value
-            for key, value in config.through.options.items()
-        }
-        update["through"] = config.through.model_copy(update={"options": options})
+        update["through"] = config.through.model_copy(update={"options": _places(config.through.options, path)})
     return config.model_copy(update=update)
+
+
+def _places(options: dict[str, Any], config: Path) -> dict[str, Any]:
+    """Options of a restorer, those that name files resolved."""
+    return {
+        key: _place(value, config) if key in WEIGHT_OPTIONS and isinstance(value, str) else value
+        for key, value in options.items()
+    }
 
 
 def _place(named: str, config: Path) -> str:

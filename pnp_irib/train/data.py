@@ -1,4 +1,8 @@
-"""HQ crops and their degraded partners, as a pure function of (seed, step): resuming needs no state."""
+"""HQ crops and their degraded partners, as a pure function of seed, step and number: resuming needs no state.
+
+The pictures of a step are numbered through all its processes and micro-batches, so that two processes of four pictures see
+what one of eight sees.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +13,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from pnp_irib.degrade import degrade, draw, mean_channel
+from pnp_irib.degrade import degrade
 from pnp_irib.errors import ConfigError
+from pnp_irib.images.folder import pictures_under
 from pnp_irib.images.io import read_picture
 from pnp_irib.images.resize import resize
-from pnp_irib.train.config import MixtureEntry, ReferenceConfig, TrainConfig
+from pnp_irib.irib.references import DegradeBack, area
+from pnp_irib.train.config import TrainConfig
 
-__all__ = ["Batch", "Pictures", "make_batch"]
+__all__ = ["Batch", "Pictures", "make_batch", "picture_generators", "picture_random"]
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 SCALE = 4  # HQ over LQ
 
 
@@ -28,11 +32,7 @@ class Pictures:
     """The HQ pictures of a folder, decoded once and kept as 8 bit."""
 
     def __init__(self, folder: Path, *, smallest: int) -> None:
-        self.paths = sorted(
-            p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file() and not p.name.startswith(".")
-        )
-        if not self.paths:
-            raise ConfigError(f"no pictures under {folder}. Looked for {', '.join(sorted(SUFFIXES))}.")
+        self.paths = pictures_under(folder)
         self.pixels: list[Tensor] = []
         digest = hashlib.sha256()
         for path in self.paths:
@@ -60,6 +60,7 @@ class Batch:
         reference: (N, 3, H, W), what the projection is compared with.
         gate: (N,) label of the severity gate, NaN where there is none.
         severe: indices of the pictures whose target is the reference: those worth sending through the restorer.
+        numbers: of the pictures among those of the step.
     """
 
     hq: Tensor
@@ -67,23 +68,42 @@ class Batch:
     reference: Tensor
     gate: Tensor
     severe: tuple[int, ...]
+    numbers: tuple[int, ...]
 
 
-def make_batch(pictures: Pictures, config: TrainConfig, step: int, *, rank: int = 0) -> Batch:
-    """Batch number ``step`` of process ``rank``; depends on nothing but its arguments."""
-    random = np.random.default_rng([config.seed, step, rank])
-    hq = torch.stack([_crop(pictures, config, random) for _ in range(config.batch)])
+def make_batch(pictures: Pictures, config: TrainConfig, step: int, *, part: int = 0, parts: int = 1) -> Batch:
+    """The pictures of a step whose numbers are ``part`` modulo ``parts``; depends on nothing but its arguments."""
+    numbers = tuple(range(part, parts * config.batch, parts))
     shares = np.array([entry.share for entry in config.mixture])
-    chosen = random.choice(len(shares), size=config.batch, p=shares / shares.sum())
-    entries = [config.mixture[i] for i in chosen]
-    seeds = [int(s) for s in random.integers(0, 2**62, size=2 * config.batch)]
-    elq = _degraded(hq, entries, seeds[: config.batch])
-    reference = _reference(hq, config.reference, seeds[config.batch :])
-    keep = torch.tensor([entry.target == "input" for entry in entries])
-    reference = torch.where(keep[:, None, None, None], elq, reference)
-    gate = torch.tensor([float("nan") if entry.gate is None else float(entry.gate) for entry in entries])
-    severe = tuple(i for i, entry in enumerate(entries) if entry.target == "reference")
-    return Batch(hq, elq, reference, gate, severe)
+    back = DegradeBack(config.reference, SCALE)
+    hqs, elqs, references, severe, gate = [], [], [], [], []
+    for place, number in enumerate(numbers):
+        random = picture_random(config.seed, step, number)
+        hq = _crop(pictures, config, random)[None]
+        entry = config.mixture[int(random.choice(len(shares), p=shares / shares.sum()))]
+        seeds = [int(seed) for seed in random.integers(0, 2**62, size=2)]
+        elq = area(hq, SCALE) if entry.profile is None else degrade(hq, entry.profile, seeds=seeds[:1], scale=SCALE)
+        hqs.append(hq)
+        elqs.append(elq)
+        if entry.target == "reference":
+            severe.append(place)
+            references.append(back(hq, seeds[1:]))
+        else:
+            references.append(elq)
+        gate.append(float("nan") if entry.gate is None else float(entry.gate))
+    return Batch(torch.cat(hqs), torch.cat(elqs), torch.cat(references), torch.tensor(gate), tuple(severe), numbers)
+
+
+def picture_random(seed: int, step: int, number: int, purpose: int = 0) -> np.random.Generator:
+    """Randomness of one picture of a step."""
+    return np.random.default_rng([seed, step, number, purpose])
+
+
+def picture_generators(seed: int, step: int, numbers: Sequence[int], purpose: int) -> list[torch.Generator]:
+    """The same for torch, one for each picture."""
+    return [
+        torch.Generator().manual_seed(int(picture_random(seed, step, number, purpose).integers(2**62))) for number in numbers
+    ]
 
 
 def _crop(pictures: Pictures, config: TrainConfig, random: np.random.Generator) -> Tensor:
@@ -99,26 +119,3 @@ def _crop(pictures: Pictures, config: TrainConfig, random: np.random.Generator) 
         part = resize(part[None], (crop, crop))[0].clamp(0, 1)
     part = torch.rot90(part, int(random.integers(4)), (1, 2))
     return part.flip(2) if random.integers(2) else part
-
-
-def _degraded(hq: Tensor, entries: Sequence[MixtureEntry], seeds: Sequence[int]) -> Tensor:
-    parts = []
-    for picture, entry, seed in zip(hq, entries, seeds, strict=True):
-        if entry.profile is None:
-            parts.append(area(picture[None]))
-        else:
-            parts.append(degrade(picture[None], entry.profile, seeds=[seed], scale=SCALE))
-    return torch.cat(parts)
-
-
-def _reference(hq: Tensor, config: ReferenceConfig, seeds: Sequence[int]) -> Tensor:
-    if config.profile is None:
-        return area(hq)
-    if config.channel == "sample":
-        return degrade(hq, config.profile, seeds=seeds, scale=SCALE)
-    return mean_channel(hq, [draw(config.profile, hq.shape[-2:], seed, scale=SCALE) for seed in seeds])
-
-
-def area(hq: Tensor) -> Tensor:
-    """HQ pictures reduced to the LQ grid by averaging."""
-    return F.avg_pool2d(hq, SCALE)

@@ -39,13 +39,28 @@ class Progress:
         if self._enabled and time.monotonic() - self._shown > pause:
             self._show()
 
+    @property
+    def done(self) -> int:
+        """The steps of the run that are done."""
+        return self._done
+
+    @property
+    def steps_done(self) -> int:
+        """Those that were done here."""
+        return self._done - self._start
+
+    @property
+    def rate(self) -> float:
+        """Steps a second."""
+        return self.steps_done / max(1e-9, time.monotonic() - self._began)
+
     def averages(self) -> dict[str, float]:
         """Running means of the terms."""
         return dict(self._means)
 
     def _show(self) -> None:
         self._shown = time.monotonic()
-        rate = (self._done - self._start) / max(1e-9, self._shown - self._began)
+        rate = self.rate
         left = (self._steps - self._done) / max(1e-9, rate)
         terms = " ".join(f"{name} {value:.4f}" for name, value in self._means.items())
         line = f"step {self._done}/{self._steps}  {rate:.2f} steps/s  {timedelta(seconds=round(left))} left  {terms}"

@@ -16,13 +16,14 @@ from pydantic import ValidationError
 
 from pnp_irib import load_restorer, wrap
 from pnp_irib.bench import BenchConfig, BenchReport, run_bench, runner
-from pnp_irib.bench.metrics import METRICS, psnr
+from pnp_irib.bench.metrics import METRICS
 from pnp_irib.bench.report import CAPTIONS, CELL, MAX_GRID_BYTES, GridRow, Stage, evenly
 from pnp_irib.classifiers import weight_file
 from pnp_irib.degrade import degrade
 from pnp_irib.errors import ConfigError, ImageFileError
 from pnp_irib.files import sha256_of
 from pnp_irib.images.io import read_picture, write_picture
+from pnp_irib.images.similarity import psnr
 from pnp_irib.noise import picture_seed
 from pnp_irib.profile import PRESETS
 from pnp_irib.registry import find_spec

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pnp_irib.bench.metrics import METRICS, Judge, colour_error, ms_ssim, psnr
+from pnp_irib.bench.metrics import METRICS, Judge, colour_error
 from pnp_irib.errors import InputError
+from pnp_irib.images.similarity import ms_ssim, psnr
 
 
 def pattern_pair(height: int, width: int) -> tuple[Tensor, Tensor]:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
+from pnp_irib.irib.references import area
 from pnp_irib.train import load_config
-from pnp_irib.train.data import Pictures, area, make_batch
+from pnp_irib.train.data import Pictures, make_batch
 
 
-def test_a_batch_depends_on_seed_step_and_rank_alone(config_file: Path) -> None:
+def test_a_batch_depends_on_seed_step_and_part_alone(config_file: Path) -> None:
     config = load_config(config_file)
     pictures = Pictures(config.data.folder, smallest=64)
     first, again = make_batch(pictures, config, 7), make_batch(pictures, config, 7)
@@ -18,7 +19,7 @@ def test_a_batch_depends_on_seed_step_and_rank_alone(config_file: Path) -> None:
     assert torch.equal(first.hq, again.hq)
     for other in (
         make_batch(pictures, config, 8),
-        make_batch(pictures, config, 7, rank=1),
+        make_batch(pictures, config, 7, part=1, parts=2),
         make_batch(pictures, config.model_copy(update={"seed": 4}), 7),
     ):
         assert not torch.equal(first.elq, other.elq)
@@ -35,11 +36,23 @@ def test_targets_follow_the_mixture(config_file: Path) -> None:
             gate = batch.gate[i].item()
             if i in batch.severe:
                 assert gate == 1
-                torch.testing.assert_close(batch.reference[i], area(batch.hq[i : i + 1])[0])
+                torch.testing.assert_close(batch.reference[i], area(batch.hq[i : i + 1], 4)[0])
                 kinds.add("extreme")
             else:
                 assert torch.equal(batch.reference[i], batch.elq[i])
                 kinds.add("light" if gate == 0 else "clean")
                 if gate != 0:
-                    torch.testing.assert_close(batch.elq[i], area(batch.hq[i : i + 1])[0])
+                    torch.testing.assert_close(batch.elq[i], area(batch.hq[i : i + 1], 4)[0])
     assert kinds == {"extreme", "light", "clean"}
+
+
+def test_parts_are_the_whole_batch(config_file: Path) -> None:
+    config = load_config(config_file)
+    pictures = Pictures(config.data.folder, smallest=64)
+    whole = make_batch(pictures, config.model_copy(update={"batch": 8}), 5)
+    for part in (0, 1):
+        batch = make_batch(pictures, config, 5, part=part, parts=2)
+        assert batch.numbers == tuple(range(part, 8, 2))
+        assert torch.equal(batch.elq, whole.elq[part::2])
+        assert torch.equal(batch.reference, whole.reference[part::2])
+        assert [batch.numbers[i] for i in batch.severe] == [n for n in whole.severe if n % 2 == part]

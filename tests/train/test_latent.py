@@ -22,12 +22,13 @@ from pnp_irib import wrap
 from pnp_irib.diffusion.base import StableDiffusion
 from pnp_irib.errors import ConfigError
 from pnp_irib.images.resize import resize
-from pnp_irib.irib import lq_reconstruction
+from pnp_irib.irib import LQReconstruction
+from pnp_irib.priors import LatentPrior
 from pnp_irib.projectors import LatentProjector, PixelProjector, Projector
 from pnp_irib.train import load_config, train
 from pnp_irib.train.checkpoint import latest_checkpoint
 from pnp_irib.train.data import Pictures, make_batch
-from pnp_irib.train.trainer import _Session
+from pnp_irib.train.session import Session
 from tests.golden import golden_folder, missing
 from tests.train.test_trainer import COMMAND
 
@@ -81,10 +82,10 @@ def photographs(shared_dir: Path) -> Path:
 
 
 def test_only_the_lora_changes(photographs: Path, tmp_path: Path) -> None:
-    session = _Session(load_config(write(tmp_path, photographs)), Accelerator())
-    base, prior, restorer, projector = session.base, session.objective.prior, session.restorer, session._projector
+    session = Session(load_config(write(tmp_path, photographs)), Accelerator())
+    base, prior, restorer, projector = session.base, session.objective.prior, session.restorer, session.projector
     assert base is not None
-    assert prior is not None
+    assert isinstance(prior, LatentPrior)
     assert restorer is not None
     assert restorer.base is base is prior.base  # type: ignore[attr-defined]
     own = {id(p) for module in (projector, session.average, prior.critic) for p in module.parameters()}
@@ -120,7 +121,9 @@ def test_only_the_lora_changes(photographs: Path, tmp_path: Path) -> None:
     assert all(torch.equal(value, kept[name]) for name, value in others.items())
     assert not any(value.requires_grad or value.grad is not None for value in others.values())
     changed = [name for name, value in projector.named_parameters() if not torch.equal(value, first[name])]
-    assert len(changed) == len(first)
+    # Attention over the single position of the deepest level leaves its keys and queries without a gradient.
+    still = set(first) - set(changed)
+    assert all("mid_block" in name and "attn1.to_" in name for name in still), still
 
 
 def test_kill_and_resume_gives_the_same_trajectory_and_a_projector_for_wrap(photographs: Path, tmp_path: Path) -> None:
@@ -166,7 +169,7 @@ def test_bfloat16_trains_float32_weights(photographs: Path, tmp_path: Path) -> N
 
 
 def test_the_loss_falls(photographs: Path, tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"steps": 15, "checkpoint_every": 15, "ema": 0.7, "lr": 1e-2}
+    changes: dict[str, Any] = {"steps": 24, "checkpoint_every": 24, "ema": 0.7, "lr": 1e-2}
     config = load_config(write(tmp_path, photographs, objective={"lq": 1.0, "hq": 0.5}, prior=None, **changes))
     newest = train(config, tmp_path / "run", show_progress=False)
     trained = Projector.from_pretrained(newest)
@@ -174,7 +177,7 @@ def test_the_loss_falls(photographs: Path, tmp_path: Path) -> None:
         torch.manual_seed(config.seed)
         assert config.projector is not None
         fresh = LatentProjector.build(config.projector)
-    session = _Session(config, Accelerator())
+    session = Session(config, Accelerator())
     losses = []
     for projector in (fresh, trained):
         found = []
@@ -183,26 +186,30 @@ def test_the_loss_falls(photographs: Path, tmp_path: Path) -> None:
             with torch.no_grad():
                 estimate = projector.project(batch.elq)
             reference = resize(batch.reference, (estimate.shape[-2], estimate.shape[-1]))
-            found.append(lq_reconstruction(estimate, reference, lambda_blur=1, tau=2, norm="l1").mean())
+            found.append(LQReconstruction(norm="l1")(estimate, reference).mean())
         losses.append(torch.stack(found).mean())
     assert losses[1] < 0.9 * losses[0], losses  # a decoder of random weights cannot show much
 
 
+def generators(seed: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed + i) for i in (0, 100)]
+
+
 @pytest.mark.parametrize("kind", ["score-matching", "sds", "vsd"])
 def test_each_prior_leads_pictures_somewhere(photographs: Path, tmp_path: Path, kind: str) -> None:
-    session = _Session(load_config(write(tmp_path, photographs, prior={"kind": kind})), Accelerator())
+    session = Session(load_config(write(tmp_path, photographs, prior={"kind": kind})), Accelerator())
     prior = session.objective.prior
     assert prior is not None
     picture = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    term = prior(picture, None, torch.Generator().manual_seed(5))
+    term = prior(picture, None, generators(5))
     assert term.shape == (2,)
     term.sum().backward()
     assert picture.grad is not None
     assert picture.grad.isfinite().all()
     assert picture.grad.abs().sum((1, 2, 3)).min() > 0
-    again = prior(picture.detach(), None, torch.Generator().manual_seed(5))
+    again = prior(picture.detach(), None, generators(5))
     torch.testing.assert_close(again, term.detach())
-    assert not torch.equal(prior(picture.detach(), None, torch.Generator().manual_seed(6)), again)
+    assert not torch.equal(prior(picture.detach(), None, generators(6)), again)
 
 
 @pytest.mark.parametrize(
@@ -228,10 +235,10 @@ def test_what_shows_only_when_it_is_loaded_is_told(photographs: Path, tmp_path: 
     init = PixelProjector().save_pretrained(tmp_path / "pixel")
     changes: dict[str, Any] = {"projector": None, "init": str(init)}
     with pytest.raises(ConfigError, match=r"prior\.base"):
-        _Session(load_config(write(tmp_path, photographs, **changes)), Accelerator())
+        Session(load_config(write(tmp_path, photographs, **changes)), Accelerator())
     changes |= {"restorer": "realesr-animevideov3", "objective": {"lq": 1.0}, "prior": None, "through": None}
     with pytest.raises(ConfigError, match="gradient_checkpointing"):
-        _Session(load_config(write(tmp_path, photographs, gradient_checkpointing=True, **changes)), Accelerator())
+        Session(load_config(write(tmp_path, photographs, gradient_checkpointing=True, **changes)), Accelerator())
 
 
 def test_places_of_models_are_relative_to_the_configuration(photographs: Path, tmp_path: Path) -> None:
@@ -251,7 +258,9 @@ def test_processes_without_severe_pictures_do_not_wait_for_each_other(photograph
     path = write(tmp_path, photographs, mixture=mixture, batch=1, steps=6, checkpoint_every=6)
     config = load_config(path)
     pictures = Pictures(config.data.folder, smallest=config.data.crop)
-    severe = {tuple(len(make_batch(pictures, config, step, rank=rank).severe) for rank in (0, 1)) for step in range(6)}
+    severe = {
+        tuple(len(make_batch(pictures, config, step, part=rank, parts=2).severe) for rank in (0, 1)) for step in range(6)
+    }
     assert {(0, 1), (1, 0)} & severe  # else nothing is shown
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *COMMAND]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}

@@ -1,0 +1,38 @@
+"""From a configuration to a prior."""
+
+from __future__ import annotations
+
+import torch
+
+from pnp_irib.diffusion.base import StableDiffusion, known_as
+from pnp_irib.errors import ConfigError
+from pnp_irib.priors.base import LatentPriorConfig, PixelPriorConfig, Prior
+from pnp_irib.priors.denoiser import PixelDenoiser
+from pnp_irib.priors.latent import LatentPrior
+from pnp_irib.priors.pixel import PixelPrior
+
+__all__ = ["load_prior"]
+
+
+def load_prior(
+    config: LatentPriorConfig | PixelPriorConfig, *, base: StableDiffusion | None = None, device: str | torch.device = "cpu"
+) -> Prior:
+    """The prior of a configuration, in float32.
+
+    Args:
+        config: which.
+        base: a Stable Diffusion that is in memory already; a latent prior shares it where it is the same.
+        device: of what is loaded.
+
+    Raises:
+        ConfigError: a latent prior names no base, and there is none to share.
+        MissingExtraError: diffusers, or what else it needs, is not installed.
+        WeightsError: what it names cannot be loaded.
+    """
+    if isinstance(config, PixelPriorConfig):
+        return PixelPrior(config, PixelDenoiser.from_pretrained(config.denoiser).to(device).requires_grad_(False))
+    if base is not None and (config.base is None or known_as(config.base) == base.place):
+        return LatentPrior(config, base)
+    if config.base is None:
+        raise ConfigError("prior.base is not set, and there is no Stable Diffusion to share; name one.")
+    return LatentPrior(config, StableDiffusion.load(config.base).to(torch.device(device)))
