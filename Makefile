@@ -2,6 +2,7 @@
 # make test        set up, lint, type-check, test in JOBS processes
 # make test-slow   the checks that take minutes
 # make docs        build the documentation into site/
+# make evidence    carry out all studies of recipes/evidence into docs/evidence (hours; goes on after an interruption)
 
 PYTHON ?= python3
 JOBS   ?= 2
@@ -9,7 +10,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --no-warn-script-location --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow lint docs clean
+.PHONY: demo test test-slow lint docs evidence clean
 
 # torch first, pinned: a later package must not pull another build of it.
 $(VENV)/torch.stamp: constraints.txt
@@ -43,6 +44,10 @@ lint: $(VENV)/dev.stamp
 
 docs: $(VENV)/dev.stamp
 	$(BIN)/mkdocs build --strict
+
+# Photographs are found through PNP_IRIB_SHARED, data/train and data/dev below it.
+evidence: $(VENV)/dev.stamp
+	for study in recipes/evidence/*.yaml; do $(BIN)/pnp-irib study "$$study" || exit; done
 
 clean:
 	rm -rf $(VENV) out site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

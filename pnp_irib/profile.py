@@ -290,8 +290,8 @@ def between(milder: DegradationProfile, harsher: DegradationProfile, at: float) 
         raise ConfigError(f"at={at}: expected a number from 0 (as {milder.name!r}) to 1 (as {harsher.name!r}).")
     if len(milder.orders) != len(harsher.orders):
         raise ConfigError(
-            f"{milder.name!r} has {len(milder.orders)} orders of degradation and {harsher.name!r} {len(harsher.orders)}; "
-            f"there is nothing between them. Choose profiles of as many orders."
+            f"there is nothing between {milder.name!r} and {harsher.name!r}: they degrade {len(milder.orders)} and "
+            f"{len(harsher.orders)} times. Choose profiles of as many orders."
         )
     if at in (0, 1):
         return harsher if at else milder

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import PIL
 import torch
-from torch import nn
 
 import pnp_irib
 from pnp_irib.files import sha256_of
 from pnp_irib.restorer import Restorer
 from pnp_irib.revision import source_revision
+from pnp_irib.runtime import modules_held_by
 from pnp_irib.spec import RestorerSpec
 from pnp_irib.weights import weight_files
 
@@ -57,9 +57,7 @@ def weights_sha256(spec: RestorerSpec, options: dict[str, Any]) -> str | None:
 
 def parameter_count(restorer: Restorer) -> int | None:
     """Parameters of the modules that the restorer holds; None where it shows none."""
-    held = getattr(restorer, "__dict__", {}).values()
-    parts = [restorer] if isinstance(restorer, nn.Module) else [value for value in held if isinstance(value, nn.Module)]
-    unique = {id(p): p.numel() for part in parts for p in part.parameters()}
+    unique = {id(p): p.numel() for part in modules_held_by(restorer) for p in part.parameters()}
     return sum(unique.values()) or None
 
 

@@ -205,8 +205,8 @@ def _method(study: ComparisonStudy, chosen: list[Sample]) -> list[str]:
     return [
         f"{counted(len(chosen), 'picture')} of {study.data.name}, degradation seeds {seeds}; restorers in float32. "
         "Differences: arm - the one that it is compared with, with the paired bootstrap 95 % interval over pictures; training "
-        "runs and degradation seeds of a picture count as their mean. Runs of the same training seed are paired; ± is the standard "
-        "deviation over training runs.",
+        "runs and degradation seeds of a picture count as their mean. Runs of the same training seed are paired; ± is "
+        "the standard deviation over training runs.",
         "",
         *few(len(chosen)),
     ]

@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from pnp_irib.diffusion.places import KNOWN
 from pnp_irib.errors import ConfigError, explain_validation
 from pnp_irib.profile import DegradationProfile, between, preset
 from pnp_irib.train import TrainConfig, load_config
@@ -306,7 +307,7 @@ def _located_changes(changes: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def _place(named: str, path: Path) -> str:
     """A file or folder that a setting names."""
-    if named.startswith("hf-hub:"):
+    if named.startswith("hf-hub:") or named in KNOWN:
         return named
     if not named.startswith(_PACKAGE):
         return str(resolved(Path(named.removeprefix("local-dir:")), path))

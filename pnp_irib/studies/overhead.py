@@ -40,8 +40,8 @@ def overhead(study: OverheadStudy, cache: Path, *, limit: int | None, budget: Bu
     lines = [
         f"Random pictures; median of {study.repeats}, all stages in turn, the first round warms up. Operations: "
         "multiplications and additions, two each, of the networks in their plain form, by torch.utils.flop_counter; "
-        "faster forms do fewer. Memory: peak of the process above the start of the stage. Reading tags is a cost of Look Forward Once alone: each of "
-        "its rounds adds one reading and one projection.",
+        "faster forms do fewer. Memory: peak of the process above the start of the stage. Reading tags "
+        "is a cost of Look Forward Once alone: each of its rounds adds one reading and one projection.",
         "",
     ]
     data: dict[str, Any] = {"kind": "overhead", "repeats": study.repeats, "restorers": {}}

@@ -18,7 +18,7 @@ from pnp_irib.bench.statistics import BOOTSTRAP_SEED, RESAMPLES
 from pnp_irib.errors import ConfigError
 from pnp_irib.files import atomic_file
 
-__all__ = ["Page", "counted", "digits_of", "heading", "interval", "table"]
+__all__ = ["Page", "counted", "digits_of", "few", "heading", "interval", "table"]
 
 MAX_PICTURE_BYTES = 300_000
 

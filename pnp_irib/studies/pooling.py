@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from pnp_irib.bench.statistics import Interval, paired_bootstrap
 
-__all__ = ["paired_differences", "pooled_interval", "run_means", "spread"]
+__all__ = ["Runs", "paired_differences", "pooled_interval", "run_means", "spread"]
 
 Runs = Mapping[int | None, Sequence[Sequence[float]]]
 """By training seed (None: not trained): for each picture its values, one a degradation seed."""

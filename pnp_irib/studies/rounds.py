@@ -38,7 +38,7 @@ __all__ = ["CONTROLS", "look_forward"]
 CONTROLS = {
     "repeat": "the prompt of K=0 again: a second pass without refinement; must equal K=0 bit for bit where nothing is random",
     "none": "no prompt at all",
-    "shuffled": "the tags of the HQ picture of another photograph, the next in order: do prompts matter at all?",
+    "shuffled": "the tags of the HQ picture of another photograph, the next in order, which says whether prompts matter at all",
     "truth": "the tags of the HQ picture itself: what a perfect prompt would bring",
 }
 SHOWN = 12  # prompts that the page prints

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pnp_irib.diffusion.places import KNOWN
-from pnp_irib.errors import ConfigError, explain_validation
 from pnp_irib.irib.objective import ObjectiveConfig
 from pnp_irib.irib.references import ReferenceConfig
 from pnp_irib.priors import LatentPriorConfig, PixelPriorConfig, PriorConfig
 from pnp_irib.profile import DegradationProfile, preset
 from pnp_irib.projectors.latent import LatentArchitecture
 from pnp_irib.projectors.pixel import PixelArchitecture
+from pnp_irib.train.run import read_config, resolved
 from pnp_irib.weights import WEIGHT_OPTIONS
 
 __all__ = ["MixtureEntry", "TrainConfig", "load_config"]
@@ -174,20 +172,9 @@ def load_config(path: str | Path) -> TrainConfig:
         ConfigError: it cannot be read, or says something unknown or impossible.
     """
     path = Path(path)
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds a {type(content).__name__}, expected a mapping of settings.")
-    try:
-        config = TrainConfig.model_validate(content)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {explain_validation(error)}") from error
-    data = config.data.model_copy(update={"folder": _resolved(config.data.folder, path)})
-    init = _resolved(config.init, path) if config.init else None
+    config = read_config(path, TrainConfig)
+    data = config.data.model_copy(update={"folder": resolved(config.data.folder, path)})
+    init = resolved(config.init, path) if config.init else None
     update: dict[str, Any] = {"data": data, "init": init}
     if isinstance(config.projector, LatentArchitecture):
         update["projector"] = config.projector.model_copy(update={"base": _place(config.projector.base, path)})
@@ -196,7 +183,7 @@ def load_config(path: str | Path) -> TrainConfig:
     if isinstance(config.prior, PixelPriorConfig):
         update["prior"] = config.prior.model_copy(update={"denoiser": _place(config.prior.denoiser, path)})
     if (validation := config.validation) is not None:
-        given = {"folder": _resolved(validation.folder, path), "options": _places(validation.options, path)}
+        given = {"folder": resolved(validation.folder, path), "options": _places(validation.options, path)}
         update["validation"] = validation.model_copy(update=given)
     if config.through is not None:
         update["through"] = config.through.model_copy(update={"options": _places(config.through.options, path)})
@@ -216,13 +203,5 @@ def _place(named: str, config: Path) -> str:
     return (
         named
         if named.startswith("hf-hub:") or named in KNOWN
-        else str(_resolved(Path(named.removeprefix("local-dir:")), config))
+        else str(resolved(Path(named.removeprefix("local-dir:")), config))
     )
-
-
-def _resolved(named: Path, config: Path) -> Path:
-    """A path of the configuration: environment variables put in, relative to the file."""
-    text = os.path.expandvars(named)
-    if "$" in text:
-        raise ConfigError(f"{config}: {named} names an environment variable that is not set.")
-    return (config.parent / text).resolve()

@@ -21,9 +21,9 @@ from pnp_irib.images.folder import pictures_under
 from pnp_irib.images.io import read_picture
 from pnp_irib.images.resize import resize
 from pnp_irib.irib.references import DegradeBack, area
-from pnp_irib.train.config import TrainConfig
+from pnp_irib.train.config import DataConfig, TrainConfig
 
-__all__ = ["Batch", "Pictures", "make_batch", "picture_generators", "picture_random"]
+__all__ = ["Batch", "Pictures", "crop_of", "make_batch", "picture_generators", "picture_random"]
 
 SCALE = 4  # HQ over LQ
 
@@ -79,7 +79,7 @@ def make_batch(pictures: Pictures, config: TrainConfig, step: int, *, part: int 
     hqs, elqs, references, severe, gate = [], [], [], [], []
     for place, number in enumerate(numbers):
         random = picture_random(config.seed, step, number)
-        hq = _crop(pictures, config, random)[None]
+        hq = crop_of(pictures, config.data, random)[None]
         entry = config.mixture[int(random.choice(len(shares), p=shares / shares.sum()))]
         seeds = [int(seed) for seed in random.integers(0, 2**62, size=2)]
         elq = area(hq, SCALE) if entry.profile is None else degrade(hq, entry.profile, seeds=seeds[:1], scale=SCALE)
@@ -106,12 +106,12 @@ def picture_generators(seed: int, step: int, numbers: Sequence[int], purpose: in
     ]
 
 
-def _crop(pictures: Pictures, config: TrainConfig, random: np.random.Generator) -> Tensor:
+def crop_of(pictures: Pictures, config: DataConfig, random: np.random.Generator) -> Tensor:
     """A random crop in one of the eight orientations, (3, crop, crop) in [0, 1]."""
     picture = pictures.pixels[int(random.integers(len(pictures)))]
-    crop = config.data.crop
+    crop = config.crop
     height, width = picture.shape[-2:]
-    scale = max(float(random.uniform(*config.data.scales)), crop / min(height, width))
+    scale = max(float(random.uniform(*config.scales)), crop / min(height, width))
     side = min(height, width, round(crop / scale))
     top, left = int(random.integers(height - side + 1)), int(random.integers(width - side + 1))
     part = picture[:, top : top + side, left : left + side].float() / 255

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -19,8 +19,8 @@ from pnp_irib.priors.denoiser import DenoiserArchitecture, DenoiserProvenance, P
 from pnp_irib.revision import source_revision
 from pnp_irib.runtime import require
 from pnp_irib.train.checkpoint import latest_checkpoint, load_state, save_checkpoint
-from pnp_irib.train.config import DataConfig, TrainConfig
-from pnp_irib.train.data import Pictures, _crop, picture_generators, picture_random
+from pnp_irib.train.config import DataConfig
+from pnp_irib.train.data import Pictures, crop_of, picture_generators, picture_random
 from pnp_irib.train.progress import Progress
 from pnp_irib.train.run import check_run, follow_average, learning_rate, read_config, record, resolved, source_of
 
@@ -188,8 +188,9 @@ class _Session:
         config, accelerator = self.config, self.accelerator
         processes = accelerator.num_processes
         numbers = range(accelerator.process_index, processes * config.batch, processes)
-        settings = cast(TrainConfig, config)  # of which it reads the data
-        hq = torch.stack([_crop(self.pictures, settings, picture_random(config.seed, step, number)) for number in numbers])
+        hq = torch.stack(
+            [crop_of(self.pictures, config.data, picture_random(config.seed, step, number)) for number in numbers]
+        )
         generators = picture_generators(config.seed, step, numbers, NOISE)
         mean, spread = config.log_sigma
         sigma = torch.cat([torch.exp(mean + spread * torch.randn(1, generator=generator)) for generator in generators])

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from pnp_irib.classifiers import weight_file
@@ -35,10 +32,11 @@ from pnp_irib.train.config import TrainConfig
 from pnp_irib.train.data import SCALE, Pictures, make_batch, picture_generators
 from pnp_irib.train.forward import CRITIC, Forward, Trained
 from pnp_irib.train.frozen import FrozenParts
+from pnp_irib.train.run import follow_average, learning_rate, source_of
 from pnp_irib.train.validation import Validation
 from pnp_irib.weights import weight_files
 
-__all__ = ["Session", "dumped"]
+__all__ = ["Session"]
 
 _CLASSES: dict[type[Architecture], type[Projector]] = {cls.config_class: cls for cls in (PixelProjector, LatentProjector)}
 
@@ -140,7 +138,7 @@ class Session:
         config = self.config
         files = [
             SourceFile(name="training pictures", sha256=self.pictures.sha256),
-            SourceFile(name="training configuration", sha256=hashlib.sha256(dumped(config).encode()).hexdigest()),
+            source_of(config),
         ]
         if config.init is not None:
             files.append(SourceFile(name="initial projector", sha256=sha256_of(config.init / WEIGHTS_NAME)))
@@ -175,7 +173,7 @@ class Session:
 
     def _step(self, step: int) -> dict[str, float]:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(step)
+            group["lr"] = learning_rate(self.config, step)
         losses: dict[str, float] = {}
         critic = _Critic(self, step) if self.critic_optimizer is not None else None
         for batch, synchronised in self._batches(step):
@@ -192,7 +190,7 @@ class Session:
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._update_average(step)
+        follow_average(self.average.parameters(), self.projector.parameters(), step, self.config.ema)
         losses = self._averaged(losses)
         if critic is not None and self.agreed(critic.pictures > 0):
             losses["critic"] = critic.step()
@@ -214,20 +212,6 @@ class Session:
         for i in range(config.accumulate):
             part = accelerator.process_index * config.accumulate + i
             yield make_batch(self.pictures, config, step, part=part, parts=parts), i == config.accumulate - 1
-
-    def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then half a cosine down to ``final_lr``; a function of the step alone."""
-        config = self.config
-        if step < config.warmup:
-            return config.lr * (step + 1) / config.warmup
-        done = (step - config.warmup) / max(1, config.steps - config.warmup)
-        return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * done)))
-
-    def _update_average(self, step: int) -> None:
-        # A young average forgets its start quickly: min(ema, (1 + n) / (10 + n)).
-        decay = min(self.config.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.projector.parameters()), 1 - decay)
 
     @property
     def projector(self) -> Projector:
@@ -325,8 +309,3 @@ class _Critic:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return float(loss / pictures)
-
-
-def dumped(config: TrainConfig) -> str:
-    """A configuration as its file in the run directory."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

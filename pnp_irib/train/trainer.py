@@ -8,22 +8,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from pnp_irib.errors import ConfigError
-from pnp_irib.files import atomic_file
 from pnp_irib.projectors.base import Projector
 from pnp_irib.runtime import peak_memory, require
 from pnp_irib.train.checkpoint import latest_checkpoint, load_state
 from pnp_irib.train.config import TrainConfig
 from pnp_irib.train.progress import Progress
-from pnp_irib.train.session import Session, dumped
+from pnp_irib.train.run import check_run, learning_rate, record
+from pnp_irib.train.session import Session
 
 __all__ = ["train"]
 
 log = logging.getLogger("pnp_irib.train")
-
-CONFIG_NAME = "config.yaml"
 
 
 def train(
@@ -53,13 +48,13 @@ def train(
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from torch.utils.tensorboard import SummaryWriter
 
-    _check_run(config, run, resume=resume)
+    check_run(config, run, resume=resume)
     # Not every step uses all parameters: those of prompts rest while there is none.
     distributed = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(mixed_precision=config.precision, kwargs_handlers=[distributed])
     session = Session(config, accelerator)
     if accelerator.is_main_process:
-        _record(config, run)
+        record(config, run)
     start = 0
     if resume and (checkpoint := latest_checkpoint(run)) is not None:
         start = session.restore(load_state(checkpoint))
@@ -75,7 +70,7 @@ def train(
             if writer is not None and done % config.log_every == 0:
                 for name, value in progress.averages().items():
                     writer.add_scalar(f"loss/{name}", value, done)
-                writer.add_scalar("lr", session.learning_rate(step), done)
+                writer.add_scalar("lr", learning_rate(config, step), done)
             if session.validation is not None and (done == config.steps or done % session.validation.every == 0):
                 _validate(session, writer, done)
             stop = done == config.steps or session.agreed(time.monotonic() > deadline)
@@ -119,29 +114,3 @@ def _summary(progress: Progress, peak: int | None, unchanged: list[str]) -> None
     memory = f", peak memory {peak / 2**30:.2f} GiB" if peak is not None else ""
     log.info("%d steps, %.3g steps/s%s", progress.steps_done, progress.rate, memory)
     log.info("bit for bit unchanged: %s", ", ".join(unchanged) or "nothing was frozen")
-
-
-def _check_run(config: TrainConfig, run: Path, *, resume: bool) -> None:
-    """Check that the directory is free, or holds this very run; before the first checkpoint there is nothing to lose.
-
-    Raises:
-        ConfigError: it holds another run, or it is one and ``resume`` was not asked for.
-    """
-    if latest_checkpoint(run) is None:
-        return
-    if not resume:
-        raise ConfigError(f"{run} holds a run already. Resume it with --resume, or name another directory.")
-    record = run / CONFIG_NAME
-    try:
-        recorded = yaml.safe_load(record.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{record} cannot be read: {' '.join(str(error).split())}. Name another directory.") from error
-    if recorded != yaml.safe_load(dumped(config)):
-        raise ConfigError(f"{record} differs from the given configuration; a run is resumed with what it was begun with.")
-
-
-def _record(config: TrainConfig, run: Path) -> None:
-    """Write the configuration; called when everything that it names could be loaded."""
-    run.mkdir(parents=True, exist_ok=True)
-    with atomic_file(run / CONFIG_NAME) as file:
-        file.write(dumped(config).encode())

@@ -1,0 +1,53 @@
+"""What wrapping costs, as a study."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pnp_irib import load_projector, load_restorer
+from pnp_irib.studies import run_study
+from pnp_irib.studies.overhead import in_turn, operations
+from tests.studies.conftest import RESTORER, written
+
+
+def test_every_stage_at_every_size(study_folder: Path, listening: Path) -> None:
+    content = {
+        "kind": "overhead",
+        "title": "Costs",
+        "sizes": [16, 32],
+        "repeats": 1,
+        "restorers": {"small": {"restorer": RESTORER, "projector": f"local-dir:{listening}"}},
+    }
+    files = run_study(written(study_folder, "costs", content), study_folder / "out", cache=study_folder / "runs")
+    found = json.loads(files[1].read_text())["restorers"]["small"]
+    network = load_restorer(RESTORER).network  # type: ignore[attr-defined]
+    assert found["parameters"]["restore"] == sum(p.numel() for p in network.parameters())
+    assert found["parameters"]["project"] == load_projector(f"local-dir:{listening}").parameter_count
+    small, large = found["sizes"]
+    assert (small["size"], large["size"]) == (16, 32)
+    weights = sum(m.weight.numel() for m in network.modules() if isinstance(m, nn.Conv2d))
+    # Each weight of a convolution multiplies and adds once at every pixel.
+    assert small["gigaflops"]["restore"] == 2 * weights * 16 * 16 / 1e9
+    assert large["gigaflops"]["restore"] == 4 * small["gigaflops"]["restore"]
+    assert set(small["milliseconds"]) == {"project", "read tags", "restore", "alone, whole call", "wrapped, whole call"}
+    assert small["milliseconds"]["wrapped, whole call"] > small["milliseconds"]["project"] > 0
+    page = files[0].read_text()
+    assert "| stage | parameters | GFLOP at 16x16 | GFLOP at 32x32 |" in page
+    assert "| 32x32 | " in page
+    assert len(list((study_folder / "out").iterdir())) == 2
+
+
+def test_operations_of_a_convolution() -> None:
+    layer = nn.Conv2d(3, 8, 3, padding=1)
+    assert operations(layer, torch.zeros(1, 3, 10, 12)) == 2 * 3 * 8 * 9 * 10 * 12
+
+
+def test_stages_take_turns_and_the_first_round_does_not_count() -> None:
+    order: list[str] = []
+    medians = in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3)
+    assert order == ["a", "b"] * 4
+    assert set(medians) == {"a", "b"}
