@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import re
 import subprocess
@@ -28,6 +29,7 @@ from pnp_irib.images.folder import pictures_under
 from pnp_irib.images.io import read_picture
 from pnp_irib.images.similarity import psnr
 from pnp_irib.noise import picture_seed
+from pnp_irib.priors import DenoiserArchitecture, PixelDenoiser
 from pnp_irib.prompts import Prompt
 from pnp_irib.registry import find_spec, load_restorer
 from pnp_irib.spec import Licence
@@ -281,3 +283,31 @@ def test_an_unfaithful_restorer_ends_the_run_with_an_error(
     config = load_config(rewritten(config_file, objective={"lq": 1.0, "hq": 1.0}, **changes))
     with pytest.raises(PnPIribError, match=r"the restorer \(Drifting\)"):
         train(config, tmp_path / "run", show_progress=False)
+
+
+@pytest.mark.parametrize("kind", ["score-matching", "vsd"])
+def test_a_prior_on_pixels_trains_the_projector_and_its_critic(config_file: Path, tmp_path: Path, kind: str) -> None:
+    PixelDenoiser(DenoiserArchitecture(widths=(8, 16), blocks=1)).save_pretrained(tmp_path / "denoiser")
+    prior = {"family": "pixel", "denoiser": "denoiser", "kind": kind, "lr": 1e-2}
+    changes: dict[str, Any] = {"objective": {"lq": 1.0, "hq_prior": 0.1}, "hq_pictures": None, "steps": 3}
+    config = load_config(rewritten(config_file, prior=prior, **changes))
+    running = Session(config, Accelerator())
+    critic = running.objective.prior
+    assert critic is not None
+    first = [p.detach().clone() for p in (*running.projector.parameters(), *critic.critic.parameters())]
+    losses = [running.step(step) for step in range(3)]
+    assert all(math.isfinite(value) for found in losses for value in found.values())
+    assert (losses[0]["hq_prior"] > 0) == (kind == "score-matching")  # a young critic is the prior
+    assert losses[2]["hq_prior"] > 0
+    assert ("critic" in losses[0]) == (kind == "vsd")
+    now = [*running.projector.parameters(), *critic.critic.parameters()]
+    changed = [not torch.equal(a, b) for a, b in zip(first, now, strict=True)]
+    count = sum(1 for _ in running.projector.parameters())
+    assert sum(changed[:count]) > 0.9 * count
+    assert any(changed[count:]) == (kind == "vsd")
+    assert any("the prior" in name for name in running.frozen.check())
+    # It goes on where it stopped, the critic too.
+    state = running.state(3)
+    again = Session(config, Accelerator())
+    assert again.restore(state) == 3
+    assert again.step(3) == pytest.approx(running.step(3))
