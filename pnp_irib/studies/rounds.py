@@ -38,7 +38,7 @@ __all__ = ["CONTROLS", "look_forward"]
 CONTROLS = {
     "repeat": "the prompt of K=0 again: a second pass without refinement; must equal K=0 bit for bit where nothing is random",
     "none": "no prompt at all",
-    "shuffled": "the tags of the HQ picture of another photograph, the next in order, which says whether prompts matter at all",
+    "shuffled": "the tags of the HQ picture of the next photograph: what a wrong prompt changes says whether prompts matter",
     "truth": "the tags of the HQ picture itself: what a perfect prompt would bring",
 }
 SHOWN = 12  # prompts that the page prints
@@ -132,6 +132,7 @@ class _Measuring:
             tags = top_tags(self._probe, seen)
             rows[f"K={k}"] |= {
                 "prompt": one.prompt.text if one.prompt is not None else "",
+                "tags": [[tag.name, round(tag.score, 5)] for tag in tags],
                 "agreement": agreement(tags, true_tags),
                 "top1": top1_found(tags, true_tags),
                 "seconds": round(sum(seconds[: k + 1]), 5),

