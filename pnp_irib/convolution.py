@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["TILE", "WINDOW", "Winograd", "both_ways", "fewer_products", "is_plain", "transformed_kernel"]
+__all__ = ["TILE", "WINDOW", "Winograd", "both_ways", "fewer_products", "is_hooked", "is_plain", "transformed_kernel"]
 
 FEWEST_PRODUCTS = 64 * 64  # of channels; below, the transforms cost what they save
 FEWEST_PIXELS = 24**2
@@ -48,7 +48,7 @@ def both_ways(matrix: Tensor, maps: Tensor, half: Tensor, out: Tensor) -> None:
 
 def transformed_kernel(weight: Tensor) -> Tensor:
     """Weights of a convolution, (out, in, 3, 3), in Winograd's domain: (36, in, out), in the dtype of the weights."""
-    kernel = torch.tensor(_KERNEL, dtype=weight.dtype)
+    kernel = torch.tensor(_KERNEL, dtype=weight.dtype, device=weight.device)
     lying = weight.detach().permute(2, 3, 1, 0).reshape(9, -1)
     return (torch.kron(kernel, kernel) @ lying).view(36, weight.shape[1], weight.shape[0])
 
@@ -61,16 +61,23 @@ def fewer_products(conv: nn.Module, height: int, width: int) -> Winograd | None:
     """
     if not is_plain(conv) or conv.weight.device.type != "cpu" or conv.weight.dtype != torch.float32:
         return None
+    if torch.is_autocast_enabled("cpu"):  # the transforms would lose most digits in half precision
+        return None
     large = conv.weight.shape[0] * conv.weight.shape[1] >= FEWEST_PRODUCTS and height * width >= FEWEST_PIXELS
     return Winograd(conv) if large else None
 
 
 def is_plain(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether a layer is a 3x3 convolution that gives as many pixels as it reads, and nothing else (an adapter, hooks)."""
-    if type(conv) is not nn.Conv2d or conv._forward_hooks or conv._forward_pre_hooks or "forward" in vars(conv):
+    if type(conv) is not nn.Conv2d or is_hooked(conv):
         return False
     ones = conv.stride == conv.padding == conv.dilation == (1, 1) and conv.groups == 1
     return ones and conv.kernel_size == (3, 3) and conv.padding_mode == "zeros"
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether calling a module does more than its class says: hooks, or another ``forward`` put in its place."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 class Winograd:

@@ -31,9 +31,10 @@ __all__ = [
     "peak_memory",
     "require",
     "store_channels_last",
+    "widest_float",
 ]
 
-DEEPEST = 4  # attributes of attributes that modules are looked for in
+DEEPEST = 8  # attributes of attributes that modules are looked for in
 
 BORROWING = threading.RLock()
 """Held while the state of the process or of a borrowed model is changed for a call."""
@@ -234,6 +235,13 @@ def modules_held_by(thing: object) -> list[nn.Module]:
 
     look(thing, 0)
     return list(found.values())
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64, where the device has it; else float32."""
+    import torch
+
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 class Stopwatch:

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pnp_irib.convolution import fewer_products, is_plain
+from pnp_irib.convolution import fewer_products, is_hooked, is_plain
+from pnp_irib.runtime import widest_float
 
 __all__ = ["decoded_in_strips", "encoded_in_strips"]
 
@@ -27,7 +28,7 @@ class _Map:
     def __init__(self, pixels: Tensor) -> None:
         self.pixels = pixels
         self._count = 0
-        self._mean = torch.zeros(pixels.shape[:2], dtype=torch.float64, device=pixels.device)
+        self._mean = torch.zeros(pixels.shape[:2], dtype=widest_float(pixels.device), device=pixels.device)
         self._square = self._mean.clone()  # sum of squared distances from the mean
 
     @classmethod
@@ -44,10 +45,10 @@ class _Map:
         """Add the moments of a strip (Chan, Golub and LeVeque, 1979)."""
         strip = strip.float() if strip.dtype.itemsize < 4 else strip
         average = strip.mean((2, 3), keepdim=True)  # torch.var_mean is many times slower on this layout
-        square = (strip - average).square_().sum((2, 3)).double()
+        square = (strip - average).square_().sum((2, 3)).to(self._mean.dtype)
         number = strip.shape[2] * strip.shape[3]
         total = self._count + number
-        distance = average[..., 0, 0].double() - self._mean
+        distance = average[..., 0, 0].to(self._mean.dtype) - self._mean
         self._square += square + distance.square() * (self._count * number / total)
         self._mean += distance * (number / total)
         self._count = total
@@ -59,8 +60,8 @@ class _Map:
         inside = (self._square / self._count).unflatten(1, means.shape[1:])
         variance = (inside + (means - mean).square()).mean(2, keepdim=True)
         inverse = torch.rsqrt(variance + norm.eps).expand_as(means).flatten(1)
-        scale = inverse * norm.weight.double()
-        shift = norm.bias.double() - mean.expand_as(means).flatten(1) * scale
+        scale = inverse * norm.weight.to(inverse.dtype)
+        shift = norm.bias.to(inverse.dtype) - mean.expand_as(means).flatten(1) * scale
         wide = torch.promote_types(self.pixels.dtype, torch.float32)
         return scale.to(wide)[..., None, None], shift.to(wide)[..., None, None]
 
@@ -93,7 +94,7 @@ def _strips(x: Tensor, channels: int) -> list[tuple[int, int]]:
     """First and last row of each strip."""
     height, width = x.shape[-2:]
     elements = STRIP_ELEMENTS.get(x.device.type, STRIP_ELEMENTS["cpu"])
-    rows = min(height, max(4, elements // (x.shape[0] * channels * width)))
+    rows = min(height, max(4, elements // (x.shape[0] * channels * width) // 4 * 4))  # Winograd's tiles have four
     return [(top, min(height, top + rows)) for top in range(0, height, rows)]
 
 
@@ -167,7 +168,7 @@ def _resnet(block: Any, x: _Map) -> _Map:
 
 def _pointwise(conv: Any, x: Tensor) -> Tensor:
     """A 1x1 convolution as the matrix product that it is: torch brings these into another layout and back on one thread."""
-    if type(conv) is not nn.Conv2d or conv.kernel_size != (1, 1):  # with an adapter around it, say
+    if type(conv) is not nn.Conv2d or conv.kernel_size != (1, 1) or is_hooked(conv):  # with an adapter around it, say
         found: Tensor = conv(x)
         return found
     return F.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
@@ -215,7 +216,7 @@ def _corners(layer: Any) -> Tensor | None:
         (4 out, in, 2, 2); None if the layer is another.
     """
     conv = layer.conv
-    if not is_plain(conv) or conv.bias is None or layer.norm is not None or not layer.interpolate:
+    if is_hooked(layer) or not is_plain(conv) or conv.bias is None or layer.norm is not None or not layer.interpolate:
         return None
     pairs = conv.weight.new_tensor((((1, 0, 0), (0, 1, 1)), ((1, 1, 0), (0, 0, 1))))  # (even or odd, taps, of three)
     wide = torch.einsum("aiy,bjx,ocyx->abocij", pairs, pairs, conv.weight)

@@ -14,7 +14,7 @@ from pnp_irib.irib.terms import GateSupervision, HQFidelity, HQPerceptual, HQStr
 from pnp_irib.priors import Prior
 from pnp_irib.prompts import Prompt
 
-__all__ = ["TERMS", "Objective", "ObjectiveConfig", "Terms"]
+__all__ = ["HQ_TERMS", "TERMS", "Objective", "ObjectiveConfig", "Terms"]
 
 Terms = dict[str, Tensor]
 """Named terms, a value for each picture that they were computed on, weights applied."""
@@ -98,15 +98,8 @@ class Objective:
             return {}
         return {"lq_perceptual": self.config.lq_perceptual * self._perceptual(enlarged, reference)}
 
-    def hq_terms(
-        self,
-        restored: Tensor,
-        hq: Tensor,
-        *,
-        prompts: Sequence[Prompt | None] | None = None,
-        generators: Sequence[torch.Generator] = (),
-    ) -> Terms:
-        """Terms behind the restorer: (N, 3, H, W) twice. Prompts and the generators, one a picture, are for the prior."""
+    def hq_terms(self, restored: Tensor, hq: Tensor) -> Terms:
+        """Fidelity behind the restorer: (N, 3, H, W) twice."""
         c = self.config
         terms: Terms = {}
         if c.hq:
@@ -115,9 +108,15 @@ class Objective:
             terms["hq_structure"] = c.hq_structure * HQStructure()(restored, hq)
         if c.hq_perceptual and self._perceptual is not None:
             terms["hq_perceptual"] = c.hq_perceptual * self._perceptual(restored, hq)
-        if c.hq_prior and self.prior is not None:
-            terms["hq_prior"] = c.hq_prior * self.prior(restored, prompts, generators)
         return terms
+
+    def prior_terms(
+        self, restored: Tensor, *, prompts: Sequence[Prompt | None] | None, generators: Sequence[torch.Generator]
+    ) -> Terms:
+        """Term of the prior: (N, 3, H, W), one prompt and one generator a picture."""
+        if not self.config.hq_prior or self.prior is None:
+            return {}
+        return {"hq_prior": self.config.hq_prior * self.prior(restored, prompts, generators)}
 
     def gate_terms(self, severity: Tensor, label: Tensor) -> Terms:
         """Supervision of the gate: (N,) twice, see `GateSupervision`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
@@ -15,6 +16,10 @@ __all__ = ["Perceptual", "PerceptualName", "load_perceptual"]
 
 Perceptual: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Two batches (N, 3, H, W) in [0, 1] to a distance a picture, (N,), with gradients to both."""
+
+LPIPS_NETWORKS = {"alex": ("AlexNet", 233), "vgg": ("VGG16", 528), "squeeze": ("SqueezeNet", 5)}  # size of the file, MB
+
+log = logging.getLogger("pnp_irib.train")
 
 PerceptualName = Literal["efficientnet-lite0", "lpips-alex", "lpips-vgg", "lpips-squeeze"]
 
@@ -37,5 +42,8 @@ def load_perceptual(name: PerceptualName, device: torch.device) -> Perceptual:
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
     # Called itself, the metric gives a sum over the batch.
-    lpips = LearnedPerceptualImagePatchSimilarity(net_type=name.removeprefix("lpips-")).net.to(device)
+    kind = name.removeprefix("lpips-")
+    title, size = LPIPS_NETWORKS[kind]
+    log.warning("%s needs %s of torchvision (BSD-3-Clause, %d MB), which it fetches unless it is there.", name, title, size)
+    lpips = LearnedPerceptualImagePatchSimilarity(net_type=kind).net.requires_grad_(False).to(device)
     return lambda a, b: lpips(a, b, normalize=True).flatten()

@@ -152,7 +152,7 @@ class PixelDenoiser(HubMixin, nn.Module):
             "```yaml",
             "# of a training configuration of pnp_irib",
             "objective: { hq_prior: 0.1 }",
-            "prior: { family: pixel, denoiser: OWNER/NAME }  # this repository, or a folder",
+            "prior: { family: pixel, denoiser: hf-hub:OWNER/NAME }  # this repository, or a folder",
             "```",
             "",
             f"A UNet with {self.parameter_count / 1e6:.2f} M parameters, preconditioned as in EDM (arXiv 2206.00364), "

@@ -24,6 +24,7 @@ from pnp_irib.images.padding import pad_to
 from pnp_irib.images.tiling import tiled
 from pnp_irib.projectors.base import Architecture, Projector
 from pnp_irib.prompts import Prompt
+from pnp_irib.runtime import widest_float
 
 __all__ = ["PixelArchitecture", "PixelProjector"]
 
@@ -170,7 +171,7 @@ class DegradationEncoder(nn.Module):
         height, width = picture.shape[-2:]
         rows = height if torch.is_grad_enabled() else max(STRIP_HALO, STRIP_PIXELS // width // 4 * 4)
         # Large pictures in strips: their moments add up, so that memory stays small.
-        total = picture.new_zeros((picture.shape[0], 64), dtype=torch.float64)
+        total = picture.new_zeros((picture.shape[0], 64), dtype=widest_float(picture.device))
         square, count = total.clone(), 0
         for top in range(0, height, rows):
             start = max(0, top - STRIP_HALO)
@@ -181,7 +182,11 @@ class DegradationEncoder(nn.Module):
                 mean = strip.mean(2)
                 spread = (strip - mean[..., None]).square().mean(2)
                 break
-            total, square, count = total + strip.sum(2), square + strip.double().square().sum(2), count + strip.shape[2]
+            total, square, count = (
+                total + strip.sum(2),
+                square + strip.to(square.dtype).square().sum(2),
+                count + strip.shape[2],
+            )
         else:
             mean = (total / count).float()
             spread = (square / count - (total / count).square()).clamp(min=0).float()

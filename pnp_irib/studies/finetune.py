@@ -146,6 +146,11 @@ def finetune(config: TrainConfig, lora: LoRA | None, run: Path, *, out_of_time: 
                 loss = forward.total(forward(untouched, cast(Any, untouched), batch, step))
                 if not torch.isfinite(loss):
                     raise ConfigError(f"the loss is {loss.item()} at step {step}. Lower lr, or set precision: 'no'.")
+                if not loss.requires_grad and forward.restored_numbers(batch):
+                    raise ConfigError(
+                        f"{config.restorer} passes no gradients to its own weights, so it cannot be finetuned here. A "
+                        f"restorer that is a torch module is borrowed frozen: hold the module in an attribute instead."
+                    )
                 if loss.requires_grad:  # a batch of near-clean pictures alone has nothing to restore
                     accelerator.backward(loss / config.accumulate)
             torch.nn.utils.clip_grad_norm_(trained, config.clip)

@@ -116,7 +116,9 @@ class TrainConfig(_Section):
     )
     validation: ValidationConfig | None = None
     hq_pictures: int | None = Field(
-        default=None, gt=0, description="of these first pictures of a batch, those with the reference as target are restored"
+        default=None,
+        gt=0,
+        description="of these first pictures of a batch, those with the reference as target are restored or enlarged",
     )
     hq_crop: int | None = Field(
         default=None, gt=0, description="side of the LQ crop that goes through the restorer; None: all"

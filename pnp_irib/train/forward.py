@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pnp_irib.any_size import fit_grid, restore_any_size
 from pnp_irib.errors import ConfigError
 from pnp_irib.images.resize import resize
-from pnp_irib.irib import DegradeBack, Objective, Terms
+from pnp_irib.irib import HQ_TERMS, DegradeBack, Objective, Terms
 from pnp_irib.projectors.base import Projector
 from pnp_irib.prompts import Prompt, PromptExtractor
 from pnp_irib.restorer import MultiStepRestorer, Restorer
@@ -22,7 +22,9 @@ from pnp_irib.train.data import SCALE, Batch, picture_generators, picture_random
 __all__ = ["Forward", "Trained"]
 
 # Streams of random numbers of a picture, beside the one that made it.
-PROMPT, PRIOR, CRITIC, CYCLE = 1, 2, 3, 4
+PROMPT, PRIOR, CRITIC, CYCLE, WINDOW = 1, 2, 3, 4, 5
+
+NOTHING = "nothing"  # a term of value zero
 
 
 class Trained(nn.Module):
@@ -79,9 +81,13 @@ class Forward:
         """What is minimised."""
         return torch.stack([value.sum() / self._count(name) for name, value in terms.items()]).sum()
 
+    def none_restored(self) -> dict[str, float]:
+        """`shares` of the terms on windows in a step without any."""
+        return {name: 0.0 for name in ("lq_perceptual", *HQ_TERMS) if getattr(self._objective.config, name) > 0}
+
     def shares(self, terms: Terms) -> dict[str, float]:
         """The summands of `total`."""
-        return {name: value.sum().item() / self._count(name) for name, value in terms.items()}
+        return {name: value.sum().item() / self._count(name) for name, value in terms.items() if name != NOTHING}
 
     def restored_numbers(self, batch: Batch) -> list[int]:
         """Numbers of the pictures that go through the restorer."""
@@ -124,10 +130,10 @@ class Forward:
                 return pictures[severe][:, :, down, across]
 
             parts = (cut(estimate, grown), cut(elq, 1), cut(reference, 1), cut(hq, SCALE))
-            with self._accelerator.autocast():
-                terms |= self._behind(*parts, prompts=chosen, numbers=self.restored_numbers(batch), step=step, grown=grown)
+            numbers = self.restored_numbers(batch)
+            terms |= self._behind(*parts, prompts=chosen, numbers=numbers, step=step, grown=grown)
         # Where nothing else is left, the pass still counts: processes wait for each other's gradients.
-        return terms or {"none": 0 * estimate.flatten(1).mean(1)}
+        return terms or {NOTHING: 0 * estimate.flatten(1).mean(1)}
 
     def _behind(
         self,
@@ -150,10 +156,19 @@ class Forward:
         if self._restorer is None:
             return terms
         given, scale = fit_grid(estimate, elq, self._restorer.spec, SCALE if self._restorer.spec.scale is None else None)
-        with self._truncated():
-            restored = restore_any_size(self._restorer, given, scale=scale, prompts=prompts).float()
-        generators = picture_generators(seed, step, numbers, PRIOR)
-        terms |= objective.hq_terms(restored, hq, prompts=prompts, generators=generators)
+        with self._truncated(), self._accelerator.autocast():
+            restored = restore_any_size(self._restorer, given, scale=scale, prompts=prompts)
+        restored = restored.float()
+        if not bool(restored.isfinite().all()):
+            raise ConfigError(
+                f"{self._restorer.spec.name} gives values that are not finite at step {step}. "
+                f"Lower lr, or set precision: 'no'."
+            )
+        terms |= objective.hq_terms(restored, hq)
+        if objective.prior is not None:
+            with self._accelerator.autocast():
+                generators = picture_generators(seed, step, numbers, PRIOR)
+                terms |= objective.prior_terms(restored, prompts=prompts, generators=generators)
         if objective.config.lq_cycle:
             seeds = [int(picture_random(seed, step, number, CYCLE).integers(2**62)) for number in numbers]
             back = resize(self._back(restored, seeds), (estimate.shape[-2], estimate.shape[-1]))
@@ -169,7 +184,7 @@ class Forward:
     def _window(self, side: int, step: int) -> tuple[slice, slice]:
         """Part of the LQ pictures: the restorer costs far more than the projector, which sees the whole crop."""
         length = self._config.hq_crop or side
-        random = picture_random(self._config.seed, step, 0, CYCLE + 1)  # the same for all pictures of a step
+        random = picture_random(self._config.seed, step, 0, WINDOW)  # the same for all pictures of a step
         top, left = (int(start) for start in random.integers(side - length + 1, size=2))
         return slice(top, top + length), slice(left, left + length)
 

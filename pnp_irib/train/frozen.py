@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pnp_irib.errors import PnPIribError
+from pnp_irib.runtime import modules_held_by
 
 __all__ = ["FrozenParts"]
 
@@ -17,14 +18,23 @@ class FrozenParts:
     """Hashes of everything in some modules that is not trained.
 
     Args:
-        modules: by a name that a message would use.
+        holders: what holds modules, by a name that a message would use. A module that several hold counts once, and one that
+            is trained as a whole not at all.
         trained: modules whose parameters are trained, which may lie inside the others.
     """
 
-    def __init__(self, modules: dict[str, nn.Module], trained: Iterable[nn.Module]) -> None:
-        self._modules = modules
+    def __init__(self, holders: Mapping[str, object], trained: Iterable[nn.Module]) -> None:
         self._trained = {id(p) for module in trained for p in module.parameters()}
-        self._hashes = {name: self._hashed(module) for name, module in modules.items()}
+        self._modules: dict[str, nn.Module] = {}
+        seen: set[int] = set()
+        for holder, thing in holders.items():
+            for module in modules_held_by(thing):
+                if id(module) not in seen and any(id(value) not in self._trained for _, value in _tensors(module)):
+                    seen.add(id(module))
+                    name = f"{holder} ({type(module).__name__})"
+                    count = sum(known.startswith(name) for known in self._modules)
+                    self._modules[f"{name} {count + 1}" if count else name] = module
+        self._hashes = {name: self._hashed(module) for name, module in self._modules.items()}
 
     def check(self) -> list[str]:
         """Compare.
@@ -45,8 +55,12 @@ class FrozenParts:
 
     def _hashed(self, module: nn.Module) -> str:
         digest = hashlib.sha256()
-        for name, value in (*module.named_parameters(), *module.named_buffers()):
+        for name, value in _tensors(module):
             if id(value) not in self._trained:
                 digest.update(name.encode())
                 digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]

@@ -26,7 +26,7 @@ from pnp_irib.prompts import load_extractor
 from pnp_irib.registry import find_spec, load_restorer
 from pnp_irib.restorer import Restorer
 from pnp_irib.revision import source_revision
-from pnp_irib.runtime import modules_held_by, store_channels_last
+from pnp_irib.runtime import store_channels_last
 from pnp_irib.train.checkpoint import save_checkpoint
 from pnp_irib.train.config import TrainConfig
 from pnp_irib.train.data import SCALE, Pictures, make_batch, picture_generators
@@ -98,13 +98,8 @@ class Session:
         self.validation = self._load_validation() if accelerator.is_main_process else None
         self.provenance = self._provenance(start)
         held = {"the restorer": self.restorer, "the prior": prior, "the base": self.base}
-        frozen = {
-            f"{name} ({type(module).__name__})": module
-            for name, thing in held.items()
-            if thing is not None
-            for module in modules_held_by(thing)
-        }
-        self.frozen = FrozenParts(frozen, [start, self.average, *([prior.critic] if prior is not None else [])])
+        trained = [start, self.average, *([prior.critic] if prior is not None else [])]
+        self.frozen = FrozenParts(held if accelerator.is_main_process else {}, trained)
 
     def _load_restorer(self) -> Restorer | None:
         """In float32 whatever the CPU likes best: a projector may put its weights on the restorer's base."""
@@ -122,6 +117,10 @@ class Session:
             return None
         if restorer.spec.scale not in (None, SCALE):
             raise ConfigError(f"{name} enlarges by {restorer.spec.scale}; training is for {SCALE}.")
+        if config.precision == "bf16" and "bfloat16" not in restorer.spec.safe_dtypes:
+            log.warning("precision: bf16 is not known to be safe for %s; single pixels may differ much.", name)
+        if restorer.spec.prompts == "required" and config.prompts.extractor == "none":
+            raise ConfigError(f"{name} needs prompts. Name an extractor under prompts, such as imagenet-tags.")
         return restorer.to(self.accelerator.device, torch.float32)
 
     def _load_validation(self) -> Validation | None:
@@ -129,7 +128,7 @@ class Session:
         if config.validation is None:
             return None
         restorer = self.restorer
-        if restorer is None or config.through is not None:
+        if restorer is None or config.through is not None or config.validation.options:
             restorer = load_restorer(config.restorer, **config.validation.options)
             restorer = restorer.to(self.accelerator.device, torch.float32)
         return Validation(config.validation, config.seed, restorer, self.accelerator.device)
@@ -174,7 +173,7 @@ class Session:
     def _step(self, step: int) -> dict[str, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step)
-        losses: dict[str, float] = {}
+        losses = self.forward.none_restored()
         critic = _Critic(self, step) if self.critic_optimizer is not None else None
         for batch, synchronised in self._batches(step):
             with contextlib.nullcontext() if synchronised else self.accelerator.no_sync(self.model):
@@ -253,7 +252,12 @@ class Session:
         return int(state["step"])
 
     def save(self, run: Path, step: int) -> Path:
-        """Write a checkpoint."""
+        """Write a checkpoint.
+
+        Raises:
+            PnPIribError: a part that is frozen changed.
+        """
+        self.frozen.check()
         self.average.provenance = self.provenance.model_copy(update={"steps": self.provenance.steps + step})
         card = self.average.card()
         return save_checkpoint(run, self.average, self.state(step), step, keep=self.config.keep, card=card)

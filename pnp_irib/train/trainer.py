@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from pnp_irib.errors import ConfigError
 from pnp_irib.projectors.base import Projector
 from pnp_irib.runtime import peak_memory, require
 from pnp_irib.train.checkpoint import latest_checkpoint, load_state
@@ -59,6 +62,11 @@ def train(
     if resume and (checkpoint := latest_checkpoint(run)) is not None:
         start = session.restore(load_state(checkpoint))
         log.info("resumed at step %d", start)
+    starts = accelerator.gather(torch.tensor([start], device=accelerator.device)).tolist()
+    if len(set(starts)) > 1:
+        raise ConfigError(
+            f"the processes find checkpoints of different steps, {starts}. All machines must see the same run directory."
+        )
     writer = SummaryWriter(str(run / "tensorboard"), purge_step=start) if accelerator.is_main_process else None
     progress = Progress(start, config.steps, enabled=show_progress and accelerator.is_main_process)
     deadline = math.inf if max_hours is None else time.monotonic() + 3600 * max_hours
@@ -84,10 +92,8 @@ def train(
     if writer is not None:
         writer.close()
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process and progress.done > start:
-        unchanged = session.frozen.check()
-        if show_progress:
-            _summary(progress, peak_memory(accelerator.device), unchanged)
+    if accelerator.is_main_process and progress.done > start and show_progress:
+        _summary(progress, peak_memory(accelerator.device), session.frozen.check())
     newest = latest_checkpoint(run) or run
     if accelerator.is_main_process and newest.name == f"step-{config.steps:07d}" and not (run / "projector").exists():
         Projector.from_pretrained(newest, base=session.base).save_pretrained(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pnp_irib.any_size import fit_grid, restore_any_size
+from pnp_irib.any_size import auto_tile, fit_grid, restore_any_size
 from pnp_irib.classifiers import EfficientNetLite, feature_distance
 from pnp_irib.degrade import degrade
 from pnp_irib.errors import ConfigError
@@ -27,7 +27,7 @@ SHOWN, SIDE = 4, 256  # pictures in the grid, and pixels of each
 
 
 class Validation:
-    """Pictures, degraded once and for all.
+    """Pictures, degraded once and for all; they are projected and restored without prompts.
 
     Args:
         config: which.
@@ -72,8 +72,9 @@ class Validation:
         for elq, hq in self._pairs:
             given = elq.to(self._device)
             estimate = project(given)
-            lq, scale = fit_grid(estimate, given, spec, SCALE if spec.scale is None else None)
-            restored = restore_any_size(self._restorer, lq, scale=scale, noise=SeededNoise([0]))
+            lq, scale = fit_grid(estimate, given, spec, SCALE if spec.scale != SCALE else None)
+            tile = auto_tile(self._restorer, lq.shape[-2], lq.shape[-1])
+            restored = restore_any_size(self._restorer, lq, scale=scale, noise=SeededNoise([0]), tile=tile)
             restored = restored.float().clamp(0, 1)
             found["feature_distance"].append(float(feature_distance(self._network, restored, hq.to(self._device))))
             restored = restored.cpu()

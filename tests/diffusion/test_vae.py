@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
 
 from pnp_irib.convolution import Winograd, fewer_products
 from pnp_irib.diffusion import vae_strips
@@ -85,6 +86,32 @@ def test_strips_of_wide_layers_are_the_whole(elements: int, monkeypatch: pytest.
         torch.testing.assert_close(one, other, atol=1e-4 * other.abs().max().item(), rtol=0)
     assert any(forms)
     assert not all(forms)  # both forms were met
+
+
+@torch.no_grad()
+def test_under_autocast_strips_are_as_good_as_the_whole() -> None:
+    wide: Any = AutoencoderKL(block_out_channels=(64, 64), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=16,
+                              up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4)  # fmt: skip
+    pictures = values(60, 60, dtype=torch.float32)[:, :3]
+    exact = encode(wide, pictures)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        errors = [(encode(wide, pictures, mode)[0].float() - exact).abs().mean() for mode in ("whole", "strips")]
+    assert errors[1] < 2 * errors[0]
+
+
+@torch.no_grad()
+def test_upsampling_by_four_small_convolutions_unless_it_is_hooked() -> None:
+    layer: Any = Upsample2D(6, use_conv=True, out_channels=5)
+    x = torch.randn(2, 6, 7, 9)
+    assert vae_strips._corners(layer) is not None
+    found = vae_strips._upsampled(layer, vae_strips._Map(x)).pixels
+    torch.testing.assert_close(found, layer(x), atol=1e-5, rtol=1e-5)
+    handle = layer.register_forward_hook(lambda module, given, out: out * 0)
+    assert vae_strips._upsampled(layer, vae_strips._Map(x)).pixels.abs().max() == 0
+    handle.remove()
+    pointwise = nn.Conv2d(6, 4, 1)
+    pointwise.register_forward_hook(lambda module, given, out: out * 0)
+    assert vae_strips._pointwise(pointwise, x).abs().max() == 0
 
 
 def test_published_statistics_are_others(vae: Any) -> None:

@@ -29,7 +29,7 @@ from pnp_irib.images.folder import pictures_under
 from pnp_irib.images.io import read_picture
 from pnp_irib.images.similarity import psnr
 from pnp_irib.noise import picture_seed
-from pnp_irib.priors import DenoiserArchitecture, PixelDenoiser
+from pnp_irib.priors import DenoiserArchitecture, PixelDenoiser, PixelPrior
 from pnp_irib.prompts import Prompt
 from pnp_irib.registry import find_spec, load_restorer
 from pnp_irib.spec import Licence
@@ -254,19 +254,47 @@ def test_validation_is_with_the_restorer_that_the_projector_is_for(
 def test_what_changes_a_frozen_part_is_found() -> None:
     frozen, trained = nn.BatchNorm1d(2), nn.Linear(2, 2)
     both = nn.ModuleList([frozen, trained])
-    parts = FrozenParts({"all": both}, [trained])
+    parts = FrozenParts({"all": both, "again": [both], "trained": trained}, [trained])
     with torch.no_grad():
         trained.weight.add_(1)
-    assert parts.check() == ["all"]
+    assert parts.check() == ["all (ModuleList)"]
     assert frozen.running_mean is not None
     for value in (frozen.weight, frozen.running_mean):
         kept = value.detach().clone()
         with torch.no_grad():
             value.add_(1e-7 if value is frozen.weight else 1)
-        with pytest.raises(PnPIribError, match="was to stay frozen: all"):
+        with pytest.raises(PnPIribError, match=r"was to stay frozen: all \(ModuleList\)"):
             parts.check()
         with torch.no_grad():
             value.copy_(kept)
+
+
+def test_every_frozen_part_of_a_run_is_looked_at(config_file: Path, tmp_path: Path) -> None:
+    PixelDenoiser(DenoiserArchitecture(widths=(8, 16), blocks=1)).save_pretrained(tmp_path / "denoiser")
+    prior = {"family": "pixel", "denoiser": "denoiser", "kind": "vsd"}
+    changes: dict[str, Any] = {"objective": {"lq": 1.0, "hq_prior": 0.1}, "hq_pictures": None}
+    running = Session(load_config(rewritten(config_file, prior=prior, **changes)), Accelerator())
+    assert isinstance(running.objective.prior, PixelPrior)
+    frozen: list[Any] = [running.objective.prior.denoiser, running.objective.prior._follower, running.restorer.network]  # type: ignore[union-attr]
+    assert len(running.frozen.check()) == len(frozen)
+    for module in frozen:
+        value = next(p for name, p in module.named_parameters() if "lora" not in name)
+        kept = value.detach().clone()
+        with torch.no_grad():
+            value.add_(1)
+        with pytest.raises(PnPIribError, match=type(module).__name__):
+            running.frozen.check()
+        with torch.no_grad():
+            value.copy_(kept)
+    running.frozen.check()
+
+
+def test_steps_without_severe_pictures_count_in_the_curves(config_file: Path) -> None:
+    config = load_config(rewritten(config_file, batch=1, hq_pictures=1, objective={"lq": 1.0, "hq": 1.0}))
+    running = Session(config, Accelerator())
+    found = [running.step(step) for step in range(6)]
+    assert all(losses.keys() == {"total", "lq", "hq", "gate"} for losses in found)
+    assert {losses["hq"] == 0 for losses in found} == {True, False}
 
 
 def test_an_unfaithful_restorer_ends_the_run_with_an_error(
@@ -281,8 +309,10 @@ def test_an_unfaithful_restorer_ends_the_run_with_an_error(
     registered["test-steps"] = Drifting()
     changes: dict[str, Any] = {"restorer": "test-steps", "through": None, "hq_pictures": None, "steps": 3}
     config = load_config(rewritten(config_file, objective={"lq": 1.0, "hq": 1.0}, **changes))
-    with pytest.raises(PnPIribError, match=r"the restorer \(Drifting\)"):
-        train(config, tmp_path / "run", show_progress=False)
+    for resume in (False, True):
+        with pytest.raises(PnPIribError, match=r"the restorer \(Drifting\)"):
+            train(config, tmp_path / "run", resume=resume, show_progress=False)
+    assert not (tmp_path / "run" / "projector").exists()
 
 
 @pytest.mark.parametrize("kind", ["score-matching", "vsd"])
