@@ -202,7 +202,7 @@ class Session:
             named = [losses.get(name, 0.0) for name in TERMS]
             means = accelerator.reduce(torch.tensor(named, device=accelerator.device), "mean").tolist()
             losses = {name: value for name, value in zip(TERMS, means, strict=True) if value or name in losses}
-        return {"total": sum(losses.values())} | losses
+        return {"total": sum(losses.values())} | {name: losses[name] for name in TERMS if name in losses}
 
     def _batches(self, step: int) -> Iterator[tuple[Any, bool]]:
         """The batches of a step, and whether gradients are averaged over the processes behind it."""
