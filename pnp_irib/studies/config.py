@@ -167,6 +167,9 @@ class ComparisonStudy(_Measured):
     arms: dict[str, Arm] = Field(min_length=2)
     reference: str = Field(description="arm that the others are compared with")
     grid: Grid = Grid()
+    budgets: Literal["equal", "free"] = Field(
+        default="equal", description="free: trained arms may differ in steps and pictures, which is what such a study is about"
+    )
 
     @model_validator(mode="after")
     def _names_lead_somewhere(self) -> Self:
@@ -252,7 +255,8 @@ def load_study(path: str | Path) -> Study:
     if isinstance(study, LookForwardStudy):
         return study.model_copy(update=update | {"options": _located_options(study.options, path)})
     arms = {name: _located(arm, path) for name, arm in study.arms.items()}
-    _check_budgets(arms)
+    if study.budgets == "equal":
+        _check_budgets(arms)
     return study.model_copy(update=update | {"arms": arms})
 
 
@@ -328,4 +332,6 @@ def _check_budgets(arms: dict[str, Arm]) -> None:
             budgets[name] = f"{c.steps} steps of {c.batch * c.accumulate} pictures, {windows}, precision {c.precision}"
     if len(set(budgets.values())) > 1:
         told = "; ".join(f"{name}: {budget}" for name, budget in budgets.items())
-        raise ConfigError(f"the arms are trained with different budgets. Give all the same. Found {told}.")
+        raise ConfigError(
+            f"the arms are trained with different budgets. Give all the same, or set budgets: free. Found {told}."
+        )

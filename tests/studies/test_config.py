@@ -72,6 +72,7 @@ def test_equal_budgets_are_asked_for(study_folder: Path) -> None:
     arms = {"alone": {"train": "train.yaml"}, "longer": {"finetune": "train.yaml", "set": {"steps": 5}}}
     with pytest.raises(ConfigError, match=r"different budgets.*alone: 2 steps of 2 pictures.*longer: 5 steps"):
         load_study(written(study_folder, "bad", comparison(arms=arms)))
+    load_study(written(study_folder, "good", comparison(arms=arms, budgets="free")))
 
 
 def test_places_and_conditions_are_resolved(study_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
