@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from pnp_irib.diffusion.base import StableDiffusion
@@ -17,6 +18,7 @@ from pnp_irib.diffusion.latents import LatentTiles, plan_latent_tiles
 from pnp_irib.diffusion.lora import adapter_names, merge
 from pnp_irib.diffusion.one_step import OneStepResult, one_step
 from pnp_irib.diffusion.places import SD21_BASE
+from pnp_irib.diffusion.published import batch_of, eight_bits, enlarge, recolor, truncated, whole_scale
 from pnp_irib.diffusion.vae import PublishedTiles, VaeMode
 from pnp_irib.errors import ConfigError, WeightsError, check_number, did_you_mean
 from pnp_irib.hub import Origin
@@ -30,7 +32,6 @@ from pnp_irib.runtime import choose_device, choose_dtype
 from pnp_irib.spec import RestorerSpec
 from pnp_irib.weights import origin_of, resolve_file
 from pnp_irib_osediff.checkpoint import UNET_ADAPTERS, VAE_ADAPTER, Checkpoint
-from pnp_irib_osediff.published import enlarge, finish
 from pnp_irib_osediff.spec import OSEDIFF, OSEDIFF_FACE
 
 __all__ = ["OSEDiff", "load_osediff", "load_osediff_face", "prompt_text"]
@@ -224,15 +225,12 @@ class OSEDiff:
         )
 
     def _as_published(self, lq: Tensor, scale: float | None, embedding: Tensor, noise: NoiseSource | None) -> Tensor:
-        factor = self.upscale if scale is None else scale
-        if factor != int(factor) or factor < 1:
-            raise ConfigError(f"scale={factor}: the published script enlarges by whole numbers. Leave compat out for others.")
-        given = lq.detach().float().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        seen = [enlarge(picture, upscale=int(factor), process_size=self.process_size) for picture in given]
-        pictures = torch.stack([torch.from_numpy(picture) for picture in seen]).permute(0, 3, 1, 2).float() / 255
-        found = self.step(pictures * 2 - 1, embedding, noise).picture.detach()
-        eight = [torch.from_numpy(finish(one, other, self.color)) for one, other in zip(found, seen, strict=True)]
-        done = (torch.stack(eight).permute(0, 3, 1, 2).float() / 255).to(device=lq.device, dtype=lq.dtype)
+        factor = whole_scale(self.upscale if scale is None else scale)
+        size: dict[str, Any] = {"upscale": factor, "process_size": self.process_size, "last": Image.Resampling.LANCZOS}
+        seen = [enlarge(picture, **size) for picture in eight_bits(lq)]
+        found = self.step(batch_of(seen) * 2 - 1, embedding, noise).picture.detach() * 0.5 + 0.5
+        eight = [recolor(truncated(one), other, self.color) for one, other in zip(found, seen, strict=True)]
+        done = batch_of(eight).to(device=lq.device, dtype=lq.dtype)
         return done if scale is None else resize(done, output_size(lq.shape[-2], lq.shape[-1], factor))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pnp_irib.errors import ConfigError
 
-__all__ = ["LatentTiles", "gaussian_window", "plan_latent_tiles", "predict_in_tiles"]
+__all__ = ["Cuts", "LatentTiles", "gaussian_window", "plan_latent_tiles", "predict_in_tiles"]
 
 _HALVED = 8  # tiles are a multiple of this long: the UNet halves them three times
 _VARIANCE = 0.01  # of the window, in units of its side
@@ -36,6 +36,29 @@ class LatentTiles:
     width: int
     corners: tuple[tuple[int, int], ...]
     symmetric: bool = True
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Where a batch of tiles was cut.
+
+    Attributes:
+        pictures: of the latents that they come from, (n,).
+        corners: (top, left) of each.
+        height: of each.
+        width: of each.
+    """
+
+    pictures: Tensor
+    corners: tuple[tuple[int, int], ...]
+    height: int
+    width: int
+
+    def of(self, maps: Tensor, factor: int = 1) -> Tensor:
+        """The same cuts from other maps, (N, C, factor H, factor W)."""
+        height, width = factor * self.height, factor * self.width
+        places = ((n, factor * y, factor * x) for n, (y, x) in zip(self.pictures.tolist(), self.corners, strict=True))
+        return torch.stack([maps[n, :, y : y + height, x : x + width] for n, y, x in places])
 
 
 def plan_latent_tiles(height: int, width: int, *, tile: int, overlap: int, compat: bool = False) -> LatentTiles | None:
@@ -98,12 +121,12 @@ def _gaussian(length: int, centre: float) -> Tensor:
 
 
 def predict_in_tiles(
-    predict: Callable[[Tensor, Tensor], Tensor], latent: Tensor, tiles: LatentTiles | None, *, batch: int = 1
+    predict: Callable[[Tensor, Cuts], Tensor], latent: Tensor, tiles: LatentTiles | None, *, batch: int = 1
 ) -> Tensor:
     """What ``predict`` says of a latent, tile by tile and blended. Differentiable.
 
     Args:
-        predict: maps (n, C, h, w), and the indices (n,) of the pictures that these are cut from, to the same shape.
+        predict: maps (n, C, h, w), and where these were cut, to the same shape.
         latent: (N, C, H, W).
         tiles: where to cut; None: in one piece.
         batch: tiles in one call.
@@ -113,15 +136,16 @@ def predict_in_tiles(
     """
     pictures = torch.arange(latent.shape[0], device=latent.device)
     if tiles is None:
-        return predict(latent, pictures)
+        return predict(latent, Cuts(pictures, ((0, 0),) * len(latent), latent.shape[-2], latent.shape[-1]))
     window = gaussian_window(tiles.height, tiles.width, symmetric=tiles.symmetric).to(latent.device)
     total = torch.zeros_like(latent, dtype=torch.float32)
     weights = torch.zeros(latent.shape[-2:], dtype=torch.float32, device=latent.device)
     jobs = [(int(n), y, x) for y, x in tiles.corners for n in range(latent.shape[0])]
     for start in range(0, len(jobs), batch):
         part = jobs[start : start + batch]
-        cut = torch.stack([latent[n, :, y : y + tiles.height, x : x + tiles.width] for n, y, x in part])
-        found = predict(cut, pictures[[n for n, _, _ in part]])
+        corners = tuple((y, x) for _, y, x in part)
+        cuts = Cuts(pictures[[n for n, _, _ in part]], corners, tiles.height, tiles.width)
+        found = predict(cuts.of(latent), cuts)
         for (n, y, x), tile in zip(part, found, strict=True):
             total[n, :, y : y + tiles.height, x : x + tiles.width] += tile * window
     for y, x in tiles.corners:

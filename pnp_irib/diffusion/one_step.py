@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pnp_irib.diffusion.latents import LatentTiles, predict_in_tiles
+from pnp_irib.diffusion.latents import Cuts, LatentTiles, predict_in_tiles
 from pnp_irib.diffusion.offload import unet_bytes, vae_bytes
 from pnp_irib.diffusion.vae import VaeMode, decode, encode, sample_posterior
 
@@ -72,8 +72,8 @@ def one_step(
     latent = sample * base.vae.config.scaling_factor
     times = torch.full((1,), timestep, device=latent.device)
 
-    def predict(part: Tensor, of: Tensor) -> Tensor:
-        found: Tensor = base.unet(part, times, encoder_hidden_states=embedding[of]).sample
+    def predict(part: Tensor, cuts: Cuts) -> Tensor:
+        found: Tensor = base.unet(part, times, encoder_hidden_states=embedding[cuts.pictures]).sample
         return found
 
     tiles = plan(latent.shape[-2], latent.shape[-1])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pnp_irib.diffusion.latents import gaussian_window, plan_latent_tiles, predict_in_tiles
+from pnp_irib.diffusion.latents import Cuts, gaussian_window, plan_latent_tiles, predict_in_tiles
 from pnp_irib.errors import ConfigError
 
 
@@ -19,9 +19,9 @@ def test_a_pointwise_denoiser_is_the_same_in_tiles(size: tuple[int, int], compat
     assert tiles is not None
     seen: list[Tensor] = []
 
-    def predict(part: Tensor, of: Tensor) -> Tensor:
-        seen.append(of)
-        return part * (of + 1).view(-1, 1, 1, 1)
+    def predict(part: Tensor, cuts: Cuts) -> Tensor:
+        seen.append(cuts.pictures)
+        return part * (cuts.pictures + 1).view(-1, 1, 1, 1)
 
     found = predict_in_tiles(predict, latent, tiles, batch=batch)
     torch.testing.assert_close(found, latent * torch.tensor([1.0, 2.0]).view(2, 1, 1, 1))
@@ -34,7 +34,7 @@ def test_tiles_do_not_depend_on_the_batch() -> None:
     tiles = plan_latent_tiles(20, 30, tile=12, overlap=4)
     weight = torch.randn(3, 3, 3, 3, generator=torch.Generator().manual_seed(1))
 
-    def predict(part: Tensor, of: Tensor) -> Tensor:
+    def predict(part: Tensor, cuts: Cuts) -> Tensor:
         return torch.nn.functional.conv2d(part, weight, padding=1)
 
     one = predict_in_tiles(predict, latent, tiles, batch=1)

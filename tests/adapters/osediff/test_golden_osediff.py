@@ -10,19 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from pnp_irib.diffusion.base import StableDiffusion
 from pnp_irib.diffusion.distill import denoising_loss, variational_score_loss
 from pnp_irib.diffusion.latents import gaussian_window, plan_latent_tiles
 from pnp_irib.diffusion.lora import active
+from pnp_irib.diffusion.published import enlarge, recolor, truncated
 from pnp_irib.diffusion.vae import PublishedTiles, decode, encode, sample_posterior
 from pnp_irib.diffusion.vae_published import plan_tiles
 from pnp_irib.images.color import adain, wavelet
 from pnp_irib.noise import ReplayedNoise
 from pnp_irib.prompts import Prompt
 from pnp_irib_osediff.checkpoint import UNET_ADAPTERS, Checkpoint
-from pnp_irib_osediff.published import enlarge, finish, truncate
 from pnp_irib_osediff.restorer import OSEDiff, load_osediff, prompt_text
 from tests.golden import Case, cases_of, check, golden_folder, missing
 
@@ -65,7 +66,7 @@ def signed(eight: Tensor) -> Tensor:
 
 
 def eight_bits(picture: Tensor) -> np.ndarray[Any, Any]:
-    found = np.stack([truncate(p * 0.5 + 0.5) for p in picture.detach()])
+    found = np.stack([truncated(p * 0.5 + 0.5) for p in picture.detach()])
     return found if len(found) > 1 else found[0]
 
 
@@ -177,14 +178,15 @@ def color(case: Case) -> Outputs:
     found: Outputs = {}
     for name, match in (("adain", adain), ("wavelet", wavelet)):
         matched = match(target, source)[0]
-        found |= {f"{name}_float": matched, f"{name}_u8": truncate(matched.clamp(0, 1))}
+        found |= {f"{name}_float": matched, f"{name}_u8": truncated(matched.clamp(0, 1))}
     return found
 
 
 def preprocess(case: Case) -> Outputs:
     given = case.tensors["image_u8"].numpy()
     options = case.options
-    return {"processed_u8": enlarge(given, upscale=options["upscale"], process_size=options["process_size"])}
+    size = {"upscale": options["upscale"], "process_size": options["process_size"]}
+    return {"processed_u8": enlarge(given, **size, last=Image.Resampling.LANCZOS)}
 
 
 @torch.no_grad()
@@ -198,11 +200,11 @@ def script(case: Case) -> Outputs:
     user = options.get("prompt", "")
     assert prompt_text(prompt, user) == case.facts["facts"]["prompt"]
     lq = case.tensors["image_u8"].permute(2, 0, 1)[None].float() / 255
-    seen = enlarge(case.tensors["image_u8"].numpy(), **size)
+    seen = enlarge(case.tensors["image_u8"].numpy(), **size, last=Image.Resampling.LANCZOS)
     embedding = restorer.base.text([prompt_text(prompt, user)])
     network = restorer.step(signed(torch.from_numpy(seen)), embedding, ReplayedNoise(case.noise)).picture
     if user:  # only the script has a user's prompt beside the tags
-        output = finish(network[0], seen, restorer.color)
+        output = recolor(truncated(network[0] * 0.5 + 0.5), seen, restorer.color)
     else:
         output = (restorer.restore(lq, prompts=[prompt], noise=noise)[0] * 255).round().byte().permute(1, 2, 0).numpy()
         assert noise.left == 0
