@@ -6,13 +6,28 @@ channel pair instead of 144, and all products are large matrix products, at whic
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Iterator
 from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["TILE", "WINDOW", "Winograd", "both_ways", "fewer_products", "is_hooked", "is_plain", "transformed_kernel"]
+from pnp_irib.runtime import BORROWING
+
+__all__ = [
+    "TILE",
+    "WINDOW",
+    "Winograd",
+    "both_ways",
+    "fewer_products",
+    "in_fewer_products",
+    "is_hooked",
+    "is_plain",
+    "transformed_kernel",
+]
 
 FEWEST_PRODUCTS = 64 * 64  # of channels; below, the transforms cost what they save
 FEWEST_PIXELS = 24**2
@@ -59,12 +74,53 @@ def fewer_products(conv: nn.Module, height: int, width: int) -> Winograd | None:
     Returns:
         None where it is not, or where the layer is not a plain 3x3 convolution (with an adapter around it, say).
     """
-    if not is_plain(conv) or conv.weight.device.type != "cpu" or conv.weight.dtype != torch.float32:
-        return None
+    return Winograd(conv) if is_plain(conv) and _pays(conv, height, width) else None
+
+
+def _pays(conv: nn.Conv2d, height: int, width: int) -> bool:
+    if conv.weight.device.type != "cpu" or conv.weight.dtype != torch.float32:
+        return False
     if torch.is_autocast_enabled("cpu"):  # the transforms would lose most digits in half precision
-        return None
-    large = conv.weight.shape[0] * conv.weight.shape[1] >= FEWEST_PRODUCTS and height * width >= FEWEST_PIXELS
-    return Winograd(conv) if large else None
+        return False
+    return conv.weight.shape[0] * conv.weight.shape[1] >= FEWEST_PRODUCTS and height * width >= FEWEST_PIXELS
+
+
+@contextlib.contextmanager
+def in_fewer_products(module: nn.Module) -> Iterator[None]:
+    """Let the convolutions inside a module take this form wherever it is faster and no gradient is asked for.
+
+    Their kernels are transformed anew at every call, in one buffer for all, so that hardly any memory is added. One thread
+    at a time.
+    """
+    chosen = [conv for conv in module.modules() if is_plain(conv)]
+    buffer = _Buffer()
+    with BORROWING:
+        try:
+            for conv in chosen:
+                conv.forward = functools.partial(_either_way, conv, buffer)  # type: ignore[method-assign]
+            yield
+        finally:
+            for conv in chosen:
+                vars(conv).pop("forward", None)
+
+
+def _either_way(conv: nn.Conv2d, buffer: _Buffer, x: Tensor) -> Tensor:
+    if torch.is_grad_enabled() or not _pays(conv, x.shape[-2], x.shape[-1]):
+        return nn.Conv2d.forward(conv, x)
+    return Winograd(conv, buffer)(x)
+
+
+class _Buffer:
+    """Memory for one transformed kernel after the other."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0)
+
+    def of(self, numbers: int) -> Tensor:
+        """So many numbers, of any value."""
+        if self._memory.numel() < numbers:
+            self._memory = torch.empty(numbers)
+        return self._memory[:numbers]
 
 
 def is_plain(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
@@ -85,10 +141,15 @@ class Winograd:
 
     Args:
         conv: the convolution, whose weights of now are taken.
+        buffer: holds the transformed kernel, until another uses it.
     """
 
-    def __init__(self, conv: nn.Conv2d) -> None:
-        self._kernel = transformed_kernel(conv.weight)
+    def __init__(self, conv: nn.Conv2d, buffer: _Buffer | None = None) -> None:
+        weight = conv.weight.detach()
+        made, read = weight.shape[:2]
+        kernel = torch.tensor(_KERNEL, dtype=weight.dtype)
+        out = None if buffer is None else buffer.of(36 * made * read).view(made, 36, read)
+        self._kernel = torch.matmul(torch.kron(kernel, kernel), weight.permute(0, 2, 3, 1).reshape(made, 9, read), out=out)
         self._bias = conv.bias.detach() if conv.bias is not None else None
 
     @torch.no_grad()
@@ -100,7 +161,7 @@ class Winograd:
             above: 1 if the first of them is only a neighbour of what is wanted, 0 if it is wanted itself.
             below: the same of the last.
         """
-        made = self._kernel.shape[2]
+        made = self._kernel.shape[0]
         height, width = x.shape[-2] - above - below, x.shape[-1]
         rows, columns = -(-height // 4), -(-width // 4)
         right, bottom = 4 * columns - width, 4 * rows - height
@@ -129,12 +190,13 @@ class _Space:
     def convolve(self, part: Tensor, kernel: Tensor, bias: Tensor | None, place: Tensor) -> None:
         """``part`` (4n + 2, 4m + 2, in) into ``place`` (4n, 4m, out)."""
         n, m = place.shape[0] // 4, place.shape[1] // 4
-        _, read, made = kernel.shape
+        made, _, read = kernel.shape
         windows = self._windows[: 36 * n * m * read]
         windows.view(6, 6, n, m, read).copy_(part.unfold(0, 6, 4).unfold(1, 6, 4).permute(3, 4, 0, 1, 2))
         both_ways(self._to_window, windows.view(6, 6, -1), self._half, windows.view(6, 6, -1))
         products = self._products[: 36 * n * m * made].view(36, n * m, made)
-        torch.bmm(windows.view(36, n * m, read), kernel, out=products)
+        for window, one, product in zip(windows.view(36, n * m, read), kernel.unbind(1), products, strict=True):
+            torch.mm(window, one.T, out=product)
         pixels = self._windows[: 16 * n * m * made]
         both_ways(self._to_tile, products.view(6, 6, -1), self._half, pixels.view(4, 4, -1))
         if bias is not None:

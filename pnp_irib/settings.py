@@ -17,15 +17,14 @@ from pnp_irib.files import write_atomically
 from pnp_irib.hub import Origin
 from pnp_irib.hub.mixin import written_by
 from pnp_irib.projectors.base import SETTINGS_NAME
-from pnp_irib.prompts import load_extractor
+from pnp_irib.prompts.loading import file_of, load_extractor
 from pnp_irib.registry import find_spec
-from pnp_irib.weights import WEIGHT_OPTIONS, origin_of, weight_files
+from pnp_irib.weights import LARGE, WEIGHT_OPTIONS, origin_of, weight_files
 
 __all__ = ["SETTINGS_NAME", "LoadedByName", "WrapSettings", "settings_of"]
 
 
 RESERVED = ("restorer", "projector", "lfo", "extractor", "scale", "multiple_of", "min_size", "lq_profile")  # of `wrap`
-LARGE = 2**30  # bytes of a file above which it is not read just for a record
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class WrapSettings(BaseModel):
         """Read it again.
 
         Raises:
-            WeightsError: it is missing, damaged, or of a newer version.
+            WeightsError: it is missing, damaged, of a newer version, or names files of another machine.
         """
         path = folder / SETTINGS_NAME
         try:
@@ -83,10 +82,15 @@ class WrapSettings(BaseModel):
         except (OSError, ValueError, RecursionError) as error:
             raise WeightsError(f"{path} cannot be read as JSON: {error}.") from error
         try:
-            return cls.model_validate(content)
+            settings = cls.model_validate(content)
         except ValidationError as error:
             version = content.get("library_version") if isinstance(content, dict) else None
             raise WeightsError(f"{path} is not valid: {explain_validation(error)}{written_by(version)}") from error
+        if settings.extractor is not None and file_of(settings.extractor) is not None:
+            raise WeightsError(
+                f"{path} holds the extractor {settings.extractor!r:.60}, which cannot come from a saved folder."
+            )
+        return settings
 
     def options_of_restorer(self, folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         """The options to load the restorer with again; ``given`` are the user's.
@@ -180,6 +184,11 @@ def saved_name(extractor: object) -> str | None:
     Raises:
         ConfigError: it is an object of the user's.
     """
+    if isinstance(extractor, str) and file_of(extractor) is not None:
+        raise ConfigError(
+            f"the extractor {extractor!r} names a file of this machine and cannot be saved; wrap without it, and give it "
+            f"again when you load."
+        )
     if extractor is None or isinstance(extractor, str):
         return extractor
     name = str(getattr(extractor, "name", type(extractor).__name__))

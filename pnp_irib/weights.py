@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pnp_irib.spec import RestorerSpec, WeightsFile
 
 __all__ = [
+    "LARGE",
     "WEIGHT_OPTIONS",
     "cache_dir",
     "cached_conversion",
@@ -41,7 +43,9 @@ __all__ = [
 ]
 
 
-WEIGHT_OPTIONS = ("weights", "checkpoint", "base", "path")
+LARGE = 2**30  # bytes of a file above which it is not read just for a record
+
+WEIGHT_OPTIONS = ("weights", "checkpoint", "base", "path", "dape")
 """Options of restorers that name files or folders of weights."""
 
 
@@ -167,8 +171,13 @@ def cached_conversion(source: Path, name: str, convert: Callable[[], Mapping[str
     return tensors
 
 
-def read_pickle(path: Path) -> Any:
+def read_pickle(path: Path, *, mapped: bool = False) -> Any:
     """What ``torch.save`` wrote: tensors, numbers, texts, and containers of these.
+
+    Args:
+        path: of the file.
+        mapped: leave the tensors in the file until they are used, where its format allows it: for files of which most is of no
+            use here. What is kept must be copied, since the file may be replaced.
 
     Raises:
         WeightsError: the file is damaged, or holds something else.
@@ -178,7 +187,8 @@ def read_pickle(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols
-            return torch.load(path, map_location="cpu", weights_only=True)
+            mapped = mapped and zipfile.is_zipfile(path)  # the format before torch 1.6 is read whole
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # whatever bytes are taken for instructions, anything may come of it
         # The text of pickle errors is a page of advice that we do not give.
         reason = _first_line(error)
@@ -216,8 +226,14 @@ def load_checkpoint(path: Path) -> dict[str, Tensor]:
     return content
 
 
-def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str, assign: bool = False) -> None:
     """Copy ``tensors`` into ``module``; every name and shape must fit.
+
+    Args:
+        module: what they are for.
+        tensors: by their names in it.
+        source: of them, for messages.
+        assign: make them the module's own instead, such as of one that was planned on the meta device.
 
     Raises:
         WeightsError: names what is missing, unexpected or of another shape.
@@ -234,7 +250,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], *, source: s
     if problems:
         shown = "; ".join(problems[:4]) + ("; ..." if len(problems) > 4 else "")
         raise WeightsError(f"{source} does not fit {type(module).__name__}: {shown}.")
-    module.load_state_dict({key: value.to(own[key].dtype) for key, value in tensors.items()})
+    module.load_state_dict({key: value.to(own[key].dtype) for key, value in tensors.items()}, assign=assign)
 
 
 def _some(names: list[str]) -> str:

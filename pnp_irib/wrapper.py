@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -29,7 +30,7 @@ from pnp_irib.options import CallOptions, ColorReference
 from pnp_irib.profile import DegradationProfile, preset
 from pnp_irib.projectors import Projector
 from pnp_irib.projectors.base import CONFIG_NAME, WEIGHTS_NAME
-from pnp_irib.projectors.loading import choose_projector
+from pnp_irib.projectors.loading import choose_projector, profile_mismatch
 from pnp_irib.prompts import Prompt, PromptExtractor, load_extractor
 from pnp_irib.recognition import recognise
 from pnp_irib.registry import find_spec, load_restorer
@@ -106,6 +107,8 @@ def wrap(
         chosen, why = None, "it is wrapped already"
     else:
         chosen, why = choose_projector(projector, loaded.spec, base=getattr(loaded, "base", None))
+        if chosen is not None and (mismatch := profile_mismatch(chosen, loaded.spec)) is not None:
+            warnings.warn(mismatch, stacklevel=2)
     return WrappedRestorer(loaded, chosen, why=why, lfo=lfo, extractor=extractor, loaded=by_name, recognised=recognised)
 
 
@@ -306,7 +309,8 @@ class WrappedRestorer(HubMixin):
         if picture.alpha is not None:
             alpha = resize(picture.alpha, (restored.shape[-2], restored.shape[-1])).clamp(0, 1)
         origins = self.projector.origins if self.projector is not None and strength else ()
-        origin, used_origins = next(iter(origins), None), (*self._origins(), *origins)
+        read = () if prompts[0] is None else getattr(self._extractor, "origins", ())
+        origin, used_origins = next(iter(origins), None), (*self._origins(), *origins, *read)
         used = Used(
             restorer=self.restorer.spec.name,
             projector=self.describe_projector() if strength else "none (strength 0)",

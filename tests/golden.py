@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-__all__ = ["Case", "cases_of", "check", "golden_folder", "missing"]
+__all__ = ["Case", "cases_of", "check", "check_recorded", "golden_folder", "missing"]
 
 
 def golden_folder(name: str) -> Path:
@@ -85,3 +85,24 @@ def check(case: Case, found: dict[str, Any]) -> None:
         assert tuple(value.shape) == tuple(expected.shape), name
         difference = (value.double() - expected.double()).abs().max().item()
         assert difference <= case.facts["tolerance"][name], f"{name}: {difference}"
+
+
+def check_recorded(case: Case, found: dict[str, Any]) -> None:
+    """The same for cases whose outputs name their tensors, and whose tolerances are of several kinds.
+
+    An output that is no tensor must be equal.
+    """
+    for name, expected in case.facts["outputs"].items():
+        if not isinstance(expected, dict) or "tensor" not in expected:
+            assert found[name] == expected, name
+            continue
+        known, value = case.tensors[expected["tensor"]].double(), torch.as_tensor(found[name]).detach().cpu().double()
+        assert value.shape == known.shape, name
+        off, tolerance = (value - known).abs(), case.facts["tolerance"][name]
+        if "grey_levels" in tolerance:
+            assert off.max() <= tolerance["grey_levels"], f"{name}: {off.max()} grey levels"
+            assert (off > 0).double().mean() <= tolerance["max_fraction_off"], name
+            continue
+        allowed = tolerance.get("abs", 0.0) + tolerance.get("rel", 0.0) * known.abs()
+        allowed = allowed + tolerance.get("abs_over_max", 0.0) * known.abs().max()
+        assert (off <= allowed).all(), f"{name}: {(off - allowed).max()} beyond its tolerance"

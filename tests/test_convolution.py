@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pnp_irib.convolution import Winograd, fewer_products, transformed_kernel
+from pnp_irib.convolution import Winograd, fewer_products, in_fewer_products, transformed_kernel
 
 
 def conv(read: int, made: int, *, bias: bool = True, **options: object) -> nn.Conv2d:
@@ -70,3 +70,44 @@ def test_later_weights_are_seen_when_it_is_made_anew() -> None:
     assert again is not None
     same(first(pictures), before)
     same(again(pictures), layer(pictures))
+
+
+def network() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        layers = [conv(3, 64), conv(64, 96), nn.SiLU(), conv(96, 64), nn.Conv2d(64, 64, 3, stride=2, padding=1), conv(64, 4)]
+        return nn.Sequential(*layers).requires_grad_(False)
+
+
+def test_a_network_in_fewer_products_says_the_same_and_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    inner, made = network(), []
+    pictures = torch.randn(2, 3, 40, 37, generator=torch.Generator().manual_seed(0))
+    winograd = Winograd.__call__
+    monkeypatch.setattr(Winograd, "__call__", lambda self, x: made.append(x.shape) or winograd(self, x))
+    with torch.no_grad():
+        expected = inner(pictures)
+        with in_fewer_products(inner):
+            same(inner(pictures), expected)
+    assert [shape[1] for shape in made] == [64, 96]  # the first has too few channels, the last sees too few pixels
+    assert not any("forward" in vars(layer) for layer in inner)
+
+
+def test_gradients_are_those_of_the_plain_network() -> None:
+    inner = network()
+    pictures = torch.randn(1, 3, 30, 30, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    (expected,) = torch.autograd.grad(inner(pictures).square().sum(), pictures)
+    with in_fewer_products(inner):
+        (found,) = torch.autograd.grad(inner(pictures).square().sum(), pictures)
+    assert torch.equal(found, expected)
+
+
+def test_a_layer_that_does_more_is_left_alone() -> None:
+    inner, seen = network(), []
+    inner[1].register_forward_hook(lambda module, given, result: seen.append(result.shape))
+    with torch.no_grad(), in_fewer_products(inner):
+        assert "forward" not in vars(inner[1])
+        inner(torch.zeros(1, 3, 30, 30))
+    assert len(seen) == 1
+    with pytest.raises(ZeroDivisionError), in_fewer_products(inner):
+        raise ZeroDivisionError
+    assert not any("forward" in vars(layer) for layer in inner)

@@ -138,6 +138,13 @@ def restore(
     projector: ProjectorName = "auto",
     lfo: Annotated[int, typer.Option(min=0, max=16, help="Rounds of Look Forward Once.")] = 0,
     prompt: Annotated[str | None, typer.Option(help="What the pictures show.")] = None,
+    extractor: Annotated[
+        str | None,
+        typer.Option(
+            help="What reads prompts off pictures: none, imagenet-tags, fixed:TEXT, dape:PATH or ram:PATH (tags of RAM, with "
+            "the files at PATH); default: imagenet-tags for looking forward."
+        ),
+    ] = None,
     scale: Annotated[float | None, typer.Option(help="Enlargement; default: the restorer's own.")] = None,
     strength: Annotated[float, typer.Option(help="0: the restorer alone; 1: the full projection.")] = 1.0,
     tile: Annotated[str, typer.Option(help="auto, none, or the side of the tiles in pixels.")] = "auto",
@@ -181,7 +188,7 @@ def restore(
         "max_output_pixels": megapixels(max_output_pixels, "--max-output-pixels"),
     }
     job = Job(inputs, output, format, compare, consistency, overwrite, fail_fast, as_json)
-    model = Model(restorer, restorer_options(option), projector, device, dtype)
+    model = Model(restorer, restorer_options(option), projector, extractor, device, dtype)
     raise typer.Exit(run(job, model, options))
 
 
@@ -197,15 +204,20 @@ def models(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="FILE", parser=path_of, help="Weights as they were published.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="FILE", parser=path_of, help="Weights as they were published; of a tagger, their folder.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT.safetensors", parser=path_of, help="The copy.")],
-    restorer: Annotated[str, typer.Option("--restorer", "-r", help="Whose they are; see `pnp-irib models`.")],
+    restorer: Annotated[
+        str, typer.Option("--restorer", "-r", help="Whose they are; see `pnp-irib models`. Also a tagger: dape, ram.")
+    ],
+    dtype: Annotated[str | None, typer.Option(help="Of a tagger's copy: float32 (default), float16.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing copy.")] = False,
 ) -> None:
     """Copy published weights to safetensors, which hold no code."""
     from pnp_irib.cli.convert import run
 
-    run(source, output, restorer, overwrite=overwrite)
+    run(source, output, restorer, dtype, overwrite=overwrite)
 
 
 @app.command()
@@ -342,8 +354,8 @@ def new_adapter(
 
 OWN_OPTIONS = {
     **{name: f"Use --{name}." for name in ("restorer", "projector", "lfo", "scale", "dtype")},
-    "device": "Use --device, where the command has it.",
-    **dict.fromkeys(("self", "name", "extractor", "multiple_of", "min_size", "lq_profile"), "It concerns other objects."),
+    **{name: f"Use --{name}, where the command has it." for name in ("device", "extractor")},
+    **dict.fromkeys(("self", "name", "multiple_of", "min_size", "lq_profile"), "It concerns other objects."),
 }
 
 

@@ -47,6 +47,7 @@ class Model:
     restorer: str
     options: dict[str, Any]
     projector: str
+    extractor: str | None
     device: str
     dtype: str
 
@@ -59,9 +60,11 @@ def run(job: Job, model: Model, options: dict[str, Any]) -> int:
     """
     kinds = [kind for kind, wanted in (("compare", job.compare), ("consistency", job.consistency)) if wanted]
     tasks = plan(job.inputs, job.output, job.format, kinds)
-    restorer = wrap(model.restorer, projector=model.projector, **model.options).to(model.device, model.dtype)
+    wrapped = wrap(model.restorer, projector=model.projector, extractor=model.extractor, **model.options)
+    restorer = wrapped.to(model.device, model.dtype)
     CallOptions(**{name: value for name, value in options.items() if name not in ("prompt", "lfo")}).check(restorer.restorer)
-    if restorer.projector is not None and options["strength"]:
+    read_anyway = model.extractor is not None and restorer.restorer.spec.prompts != "none"
+    if read_anyway or (restorer.projector is not None and options["strength"]):
         restorer.prompter(options["lfo"])(torch.zeros(1, 3, 8, 8))  # loads it: missing weights are told once
     if not job.as_json:
         sys.stderr.write(f"{restorer!r}\n")

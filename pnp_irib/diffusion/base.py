@@ -66,19 +66,21 @@ class StableDiffusion:
     offload: Offload | None = None
     origin: Origin | None = None
     _acting: Acting | None = field(default=None, repr=False)
+    _more_stages: dict[str, nn.Module] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         for part in (self.vae, self.unet, self.conv_in):
             store_channels_last(part)
 
     @classmethod
-    def load(cls, place: str | Path, *, dtype: torch.dtype = torch.float32) -> Self:
+    def load(cls, place: str | Path, *, dtype: torch.dtype = torch.float32, unet: Any = None) -> Self:
         """Read a model.
 
         Args:
             place: a folder in the layout of diffusers; a single file in that of its authors; ``hf-hub:owner/repo[@revision]``;
                 or the name of a known model, ``stable-diffusion-2-1-base`` (see `find_base`).
             dtype: of its weights.
+            unet: takes the place of the model's own, which need not be there then; a ``UNet2DConditionModel``.
 
         Raises:
             MissingExtraError: diffusers or transformers is not installed.
@@ -86,11 +88,11 @@ class StableDiffusion:
             WeightsError: it is not there, or not such a model.
         """
         require("diffusers", "transformers", extra="diffusion")
-        found = find_base(place)
+        found = find_base(place, without="unet" if unet is not None else None)
         single = found.path if found.path.is_file() else None
         # A single file says nothing of sizes, and has no tokenizer.
         folder = found.path if single is None else find_base(SD21_BASE.key, only_configs=True).path
-        missing = [part for part in PARTS if not (folder / part).is_dir()]
+        missing = [part for part in PARTS if not (folder / part).is_dir() and not (part == "unet" and unet is not None)]
         if missing:
             raise WeightsError(
                 f"{folder} is no Stable Diffusion model in the layout of diffusers: {', '.join(missing)} missing. "
@@ -99,7 +101,7 @@ class StableDiffusion:
         try:
             with warnings.catch_warnings(), _no_progress_bar():
                 warnings.simplefilter("ignore")  # of settings that other schedulers have
-                tokenizer, scheduler, encoder, vae, unet = _read(folder, single, dtype)
+                tokenizer, scheduler, encoder, vae, unet = _read(folder, single, dtype, unet)
         except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise WeightsError(f"the base model {place} cannot be read: {reason}") from error
@@ -225,12 +227,20 @@ class StableDiffusion:
         for part in self.modules:
             nn.Module.to(part, device=place, dtype=dtype)  # that of diffusers warns of modules that are none
         if self.offload is not None and device is not None and device != self.offload.device:
-            self.limit_memory(self.offload.memory, device)
+            self.limit_memory(self.offload.memory, device, **self._more_stages)
         return self
 
-    def limit_memory(self, memory: int, device: torch.device) -> None:
-        """From now on, let text encoder, VAE and UNet take turns on ``device`` within ``memory`` bytes. For inference."""
-        self.offload = Offload({"text": self.text.encoder, "vae": self.vae, "unet": self.unet}, device, memory)
+    def limit_memory(self, memory: int, device: torch.device, **stages: nn.Module) -> None:
+        """From now on, let text encoder, VAE and UNet take turns on ``device`` within ``memory`` bytes. For inference.
+
+        Args:
+            memory: bytes.
+            device: where they work.
+            stages: more that take turns, by name; "unet" replaces the UNet by what holds it and what works beside it.
+        """
+        self._more_stages = stages
+        own = {"text": self.text.encoder, "vae": self.vae, "unet": self.unet}
+        self.offload = Offload(own | stages, device, memory)
         nn.Module.to(self.conv_in, device)
 
     def stage(self, name: str, working: int = 0) -> contextlib.AbstractContextManager[None]:
@@ -286,7 +296,7 @@ def _no_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _read(folder: Path, single: Path | None, dtype: torch.dtype) -> tuple[Any, Any, Any, Any, Any]:
+def _read(folder: Path, single: Path | None, dtype: torch.dtype, unet: Any) -> tuple[Any, Any, Any, Any, Any]:
     """Tokenizer, scheduler, text encoder, VAE and UNet, the last three from one file if there is one."""
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -295,9 +305,11 @@ def _read(folder: Path, single: Path | None, dtype: torch.dtype) -> tuple[Any, A
     scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler", **options)
     tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", **options)
     if single is not None:
-        return tokenizer, scheduler, *read_single_file(single, folder, dtype=dtype)
+        encoder, vae, own = read_single_file(single, folder, dtype=dtype)
+        return tokenizer, scheduler, encoder, vae, own if unet is None else unet
     safe: dict[str, Any] = options | {"use_safetensors": True}
     encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype, **safe)
     vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype, **safe)
-    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype, **safe)
+    if unet is None:
+        unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype, **safe)
     return tokenizer, scheduler, encoder, vae, unet

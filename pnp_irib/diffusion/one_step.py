@@ -6,6 +6,7 @@ it, and what is left is decoded (OSEDiff, Wu et al., arXiv 2406.08177).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pnp_irib.convolution import in_fewer_products
 from pnp_irib.diffusion.latents import Cuts, LatentTiles, predict_in_tiles
 from pnp_irib.diffusion.offload import unet_bytes, vae_bytes
 from pnp_irib.diffusion.vae import VaeMode, decode, encode, sample_posterior
@@ -62,7 +64,7 @@ def one_step(
         timestep: whose noise the UNet is asked for.
         plan: tiles for a latent of (height, width).
         batch: tiles in one call of the UNet at most.
-        vae_mode: how the VAE works on large pictures.
+        vae_mode: how the VAE works on large pictures. In strips, the UNet's convolutions take fewer products as well.
         stray_noise: add the 1e-10 of a second draw, as the scheduler of the published code does.
     """
     size, pixels = pictures.dtype.itemsize, pictures.shape[0] * pictures.shape[2] * pictures.shape[3]
@@ -80,7 +82,8 @@ def one_step(
     count, positions = (batch, tiles.height * tiles.width) if tiles else (latent.shape[0], latent.shape[-2] * latent.shape[-1])
     if tiles and base.offload is not None:  # as many tiles in a call as the budget holds
         count = max(1, min(batch, base.offload.room("unet") // unet_bytes(base.unet, positions, size)))
-    with base.stage("unet", unet_bytes(base.unet, count * positions, size)):
+    faster = in_fewer_products(base.unet) if vae_mode == "strips" else contextlib.nullcontext()
+    with base.stage("unet", unet_bytes(base.unet, count * positions, size)), faster:
         noise = predict_in_tiles(predict, latent, tiles, batch=count)
     alpha = base.alphas[timestep].item()
     denoised = (latent - (1 - alpha) ** 0.5 * noise) / alpha**0.5

@@ -23,7 +23,7 @@ from pnp_irib.hub import Name, Origin, parse_name
 from pnp_irib.hub.download import fetch
 from pnp_irib.weights import cache_dir
 
-__all__ = ["KNOWN", "SD21_BASE", "Found", "KnownModel", "find_base", "places_of"]
+__all__ = ["KNOWN", "SD21_BASE", "SD_TURBO", "Found", "KnownModel", "find_base", "places_of"]
 
 TOKENIZER = ("tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer/tokenizer_config.json")
 CONFIGS = ("scheduler/scheduler_config.json", "text_encoder/config.json", "vae/config.json", "unet/config.json", *TOKENIZER)
@@ -69,7 +69,13 @@ SD21_BASE = KnownModel(
         "hf-hub:stabilityai/stable-diffusion-2-1-base",
     ),
 )
-KNOWN = {SD21_BASE.key: SD21_BASE}
+SD_TURBO = KnownModel(
+    key="sd-turbo",
+    title="SD-Turbo",
+    licence="Stability AI Community License",
+    places=("hf-hub:stabilityai/sd-turbo",),
+)
+KNOWN = {known.key: known for known in (SD21_BASE, SD_TURBO)}
 
 
 @dataclass(frozen=True)
@@ -85,13 +91,14 @@ class Found:
     origin: Origin
 
 
-def find_base(base: str | Path, *, only_configs: bool = False) -> Found:
+def find_base(base: str | Path, *, only_configs: bool = False, without: str | None = None) -> Found:
     """The files of a base model, fetched if need be.
 
     Args:
         base: a folder, a single file, ``hf-hub:owner/repo[@revision]`` or ``owner/repo``, or the name of a known model
             (`KNOWN`), whose places are tried in order (see `places_of`).
         only_configs: of a known model or a repository: the small files only, without weights.
+        without: of these, a folder that is left out.
 
     Raises:
         ConfigError: it is no place.
@@ -99,11 +106,11 @@ def find_base(base: str | Path, *, only_configs: bool = False) -> Found:
             used first.
     """
     if isinstance(base, str) and base in KNOWN:
-        return _first(KNOWN[base], only_configs=only_configs)
-    return _at(base, None, only_configs=only_configs)
+        return _first(KNOWN[base], only_configs=only_configs, without=without)
+    return _at(base, None, only_configs=only_configs, without=without)
 
 
-def _at(place: str | Path, known: KnownModel | None, *, only_configs: bool) -> Found:
+def _at(place: str | Path, known: KnownModel | None, *, only_configs: bool, without: str | None) -> Found:
     """What one place has."""
     path = Path(str(place).removeprefix("local-dir:")).expanduser()
     name = Name("local-dir", str(path))
@@ -111,7 +118,7 @@ def _at(place: str | Path, known: KnownModel | None, *, only_configs: bool) -> F
         with contextlib.suppress(ConfigError):  # a path, then, where nothing is
             name = parse_name(str(place))
     if name.kind == "hf-hub":
-        files = CONFIGS if only_configs else (*CONFIGS, *WEIGHTS)
+        files = [name for name in (CONFIGS if only_configs else (*CONFIGS, *WEIGHTS)) if not name.startswith(f"{without}/")]
         licence = f"{known.licence} for {known.title}" if known is not None else None
         fetched = fetch(name, files, optional=OPTIONAL, licence=licence, expected=known.hashes if known else None)
         return Found(fetched.folder, fetched.origin())
@@ -157,13 +164,13 @@ def places_of(known: KnownModel) -> tuple[list[str], str | None]:
     return (content[known.key], str(path)) if known.key in content else (list(known.places), None)
 
 
-def _first(known: KnownModel, *, only_configs: bool) -> Found:
+def _first(known: KnownModel, *, only_configs: bool, without: str | None) -> Found:
     """The first place that has it, and has the right one."""
     places, named_by = places_of(known)
     reasons: list[str] = []
     for place in places:
         try:
-            found = _at(place, known, only_configs=only_configs)
+            found = _at(place, known, only_configs=only_configs, without=without)
             if only_configs and found.path.is_file():
                 continue  # a single file has none
             if not only_configs:

@@ -109,6 +109,7 @@ def sample(
     *,
     kept: int | None = None,
     stray_noise: bool = False,
+    each: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Tensor:
     """All steps, under the caller's grad mode.
 
@@ -121,6 +122,7 @@ def sample(
         draw: gives standard normal numbers of a shape.
         kept: gradients pass through so many of the last steps; None: all.
         stray_noise: add noise of the smallest variance also where a step leads to the picture, as published code does.
+        each: told after every step its number, the predicted noise, and the latent.
     """
     gradients = torch.is_grad_enabled()
     for number, step in enumerate(steps):
@@ -131,6 +133,8 @@ def sample(
                 predicted = predict(latent, step.timestep)
             noise = draw(tuple(latent.shape)) if step.target < 1 or stray_noise else None
             latent = ancestral_step(latent, predicted, step, noise).to(latent.dtype)
+        if each is not None:
+            each(number, predicted, latent)
     return latent
 
 

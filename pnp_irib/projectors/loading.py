@@ -11,7 +11,7 @@ from pnp_irib.hub.names import parse_name
 from pnp_irib.projectors.base import CONFIG_NAME, Projector
 from pnp_irib.spec import RestorerSpec
 
-__all__ = ["bundled_projectors", "choose_projector", "load_projector"]
+__all__ = ["bundled_projectors", "choose_projector", "load_projector", "profile_mismatch"]
 
 
 def bundled_projectors() -> dict[str, Path]:
@@ -73,3 +73,14 @@ def choose_projector(
         if profile is not None and profile.orders == spec.lq_profile.orders:
             return bundled, f"bundled; it maps onto '{profile.name}', which {spec.name} was trained on"
     return None, f"no bundled projector maps onto '{spec.lq_profile.name}'"
+
+
+def profile_mismatch(projector: Projector, spec: RestorerSpec) -> str | None:
+    """What to say where a projector maps onto other degradations than the restorer knows; None where they agree or are unknown."""
+    onto, known = projector.provenance.lq_profile, spec.lq_profile
+    if onto is None or known is None or onto.orders == known.orders:
+        return None
+    return (
+        f"the projector maps onto pictures degraded as in '{onto.name}', but {spec.name} was trained on '{known.name}' "
+        f"({known.origin}): it may help less, or harm. Use a projector that was trained for {spec.name}."
+    )

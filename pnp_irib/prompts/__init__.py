@@ -3,6 +3,7 @@
 from pnp_irib.prompts.base import MAX_CHARACTERS, Prompt, PromptExtractor, Tag
 from pnp_irib.prompts.imagenet_tags import ImageNetTags
 from pnp_irib.prompts.loading import load_extractor
+from pnp_irib.prompts.ram import RamTags
 from pnp_irib.prompts.simple import CallablePrompt, FixedPrompt, NoPrompt
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "NoPrompt",
     "Prompt",
     "PromptExtractor",
+    "RamTags",
     "Tag",
     "load_extractor",
 ]

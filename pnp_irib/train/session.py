@@ -95,6 +95,7 @@ class Session:
             raise ConfigError("gradient_checkpointing: no part of this run is a Stable Diffusion; leave it out.")
         extractor = load_extractor(config.prompts.extractor)
         self.forward = Forward(config, self.objective, self.restorer, extractor, accelerator)
+        self.extractor = extractor
         self.validation = self._load_validation() if accelerator.is_main_process else None
         self.provenance = self._provenance(start)
         held = {"the restorer": self.restorer, "the prior": prior, "the base": self.base}
@@ -148,6 +149,7 @@ class Session:
         if uses_lite0 or config.prompts.extractor == "imagenet-tags":
             path = weight_file("lite0")
             files.append(SourceFile(name=path.name, sha256=sha256_of(path)))
+        files += [file for origin in getattr(self.extractor, "origins", ()) for file in origin.files]
         files += [f for f in start.provenance.files if f not in files]
         return Provenance(
             name=f"projector for {config.restorer}",

@@ -1,0 +1,181 @@
+"""The two networks of SeeSR, of stock blocks of diffusers: a UNet, and a ControlNet that reads the low-quality picture.
+
+Each attends to the prompt as Stable Diffusion 2 does, and right after it, in a transformer of its own, to an embedding of the
+picture's content.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pnp_irib.errors import WeightsError
+from pnp_irib.runtime import store_channels_last
+from pnp_irib.weights import load_checkpoint, load_strictly
+from pnp_irib_seesr.spec import WEIGHTS
+
+__all__ = ["Networks", "add_image_attention", "give_image_attention", "image_tensors", "published_name", "read_network"]
+
+IMAGE_WIDTH = 512  # of the embedding's tokens, fixed in the published code
+IMAGE_KEY = "image_embedding"
+FLAG = "use_image_cross_attention"
+
+
+class TextAndImage(nn.Module):
+    """A transformer over the prompt, then one over the embedding of the picture.
+
+    Args:
+        text: a ``Transformer2DModel`` of diffusers; the other is made like it.
+    """
+
+    def __init__(self, text: Any) -> None:
+        super().__init__()
+        from diffusers import Transformer2DModel
+
+        self.text = text
+        sizes = {key: value for key, value in text.config.items() if not key.startswith("_")}
+        self.image: Any = Transformer2DModel(**sizes | {"cross_attention_dim": IMAGE_WIDTH})
+
+    def forward(self, hidden_states: Tensor, *, cross_attention_kwargs: dict[str, Any], **given: Any) -> tuple[Tensor]:
+        """As the blocks of diffusers call it; the embedding comes in ``cross_attention_kwargs``."""
+        others = dict(cross_attention_kwargs)
+        image = others.pop(IMAGE_KEY)
+        hidden = self.text(hidden_states, cross_attention_kwargs=others, **given)[0]
+        given["encoder_hidden_states"] = image
+        return (self.image(hidden, cross_attention_kwargs=others, **given)[0],)
+
+
+def add_image_attention(network: nn.Module) -> None:
+    """Put a transformer over the picture's embedding behind each one over the prompt, in place; of initial values."""
+    for module in list(network.modules()):
+        layers = module._modules.get("attentions")
+        if isinstance(layers, nn.ModuleList):
+            for number, layer in enumerate(layers):
+                layers[number] = TextAndImage(layer)
+
+
+def published_name(name: str) -> str:
+    """A parameter's name in the published files."""
+    name = re.sub(r"(^|\.)attentions\.(\d+)\.image\.", r"\1image_attentions.\2.", name)
+    return re.sub(r"(^|\.)attentions\.(\d+)\.text\.", r"\1attentions.\2.", name)
+
+
+def _own_names(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a published file by the network's own names; what is unknown keeps its name."""
+    names = {published_name(name): name for name in network.state_dict()}
+    return {names.get(name, name): value for name, value in tensors.items()}
+
+
+def read_network(folder: Path, kind: str, dtype: torch.dtype = torch.float32) -> Any:
+    """One of the published networks.
+
+    Args:
+        folder: with ``config.json`` and the weights.
+        kind: class of diffusers that it is built on, "UNet2DConditionModel" or "ControlNetModel".
+        dtype: of its weights.
+
+    Raises:
+        WeightsError: missing, damaged, or another network.
+    """
+    import diffusers
+
+    config_file = folder / "config.json"
+    try:
+        config = json.loads(config_file.read_text())
+    except (OSError, ValueError) as error:
+        raise WeightsError(
+            f"{config_file} cannot be read: {error}. Expected the folders unet/ and controlnet/ that SeeSR publishes."
+        ) from error
+    if not isinstance(config, dict) or config.get("_class_name", kind) != kind or not config.get(FLAG):
+        raise WeightsError(f"{config_file} describes no {kind} with {FLAG}, so it is none of SeeSR's.")
+    config = {key: value for key, value in config.items() if key != FLAG}
+    try:
+        with torch.device("meta"):
+            network: Any = getattr(diffusers, kind).from_config(config)
+            add_image_attention(network)
+    except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
+        raise WeightsError(f"{config_file} describes no network that can be built: {error}") from error
+    tensors = _own_names(network, load_checkpoint(folder / WEIGHTS))
+    nn.Module.to(network.to_empty(device="cpu"), dtype)  # that of diffusers warns
+    load_strictly(network, tensors, source=str(folder / WEIGHTS))
+    return network.eval().requires_grad_(False)
+
+
+def image_tensors(folder: Path) -> dict[str, Tensor]:
+    """Of the published UNet, what attends to the embedding, by published names.
+
+    Raises:
+        WeightsError: missing, damaged, or without any.
+    """
+    path = folder / WEIGHTS
+    tensors = {name: value for name, value in load_checkpoint(path).items() if "image_attentions." in name}
+    if not tensors:
+        raise WeightsError(f"{path} holds nothing named image_attentions, so it is not SeeSR's UNet.")
+    return tensors
+
+
+def give_image_attention(unet: Any, tensors: Mapping[str, Tensor], *, source: str) -> None:
+    """Put the published image attention on a stock UNet, in place.
+
+    Raises:
+        WeightsError: the UNet has other sizes.
+    """
+    stock, dtype = unet.state_dict(), unet.dtype
+    with torch.device("meta"):
+        add_image_attention(unet)
+    for module in unet.modules():
+        if isinstance(module, TextAndImage):
+            nn.Module.to(module.image.to_empty(device="cpu"), dtype)
+    load_strictly(unet, _own_names(unet, stock | tensors), source=source)
+    unet.eval().requires_grad_(False)
+
+
+class Networks(nn.Module):
+    """UNet and ControlNet, frozen.
+
+    Args:
+        unet: with image attention.
+        controlnet: likewise.
+    """
+
+    def __init__(self, unet: Any, controlnet: Any) -> None:
+        super().__init__()
+        self.unet = unet
+        # What reads the picture is taken out: its maps are the same in every step.
+        self.reader: Any = controlnet.controlnet_cond_embedding
+        controlnet.controlnet_cond_embedding = nn.Identity()
+        self.controlnet = controlnet
+        store_channels_last(self)
+
+    def read(self, pictures: Tensor) -> Tensor:
+        """Maps of the low-quality picture for `forward`, (N, C, H/8, W/8), of pictures (N, 3, H, W) in [0, 1]."""
+        maps: Tensor = self.reader(pictures)
+        return maps
+
+    def forward(self, latent: Tensor, timestep: int, text: Tensor, image: Tensor, maps: Tensor, scale: float = 1.0) -> Tensor:
+        """The noise in a latent.
+
+        Args:
+            latent: (N, 4, h, w).
+            timestep: of its noise level.
+            text: embedding of the prompts, (N, L, width).
+            image: embedding of the pictures, (N, T, 512).
+            maps: see `read`, (N, C, h, w).
+            scale: of what the ControlNet adds.
+        """
+        given = {"encoder_hidden_states": text, "cross_attention_kwargs": {IMAGE_KEY: image}, "return_dict": False}
+        down, middle = self.controlnet(latent, timestep, controlnet_cond=maps, conditioning_scale=scale, **given)
+        found: Tensor = self.unet(
+            latent,
+            timestep,
+            down_block_additional_residuals=tuple(down),
+            mid_block_additional_residual=middle,
+            **given,
+        )[0]
+        return found

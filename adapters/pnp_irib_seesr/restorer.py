@@ -1,0 +1,317 @@
+"""SeeSR as a restorer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pnp_irib.convolution import in_fewer_products
+from pnp_irib.diffusion.base import StableDiffusion
+from pnp_irib.diffusion.latents import Cuts, LatentTiles, plan_latent_tiles, predict_in_tiles
+from pnp_irib.diffusion.offload import unet_bytes, vae_bytes
+from pnp_irib.diffusion.published import batch_of, eight_bits, enlarge, recolor, rounded, whole_scale
+from pnp_irib.diffusion.schedule import KeepsLastSteps, leading, noised, sample, steps_of, trailing
+from pnp_irib.diffusion.vae import PublishedTiles, VaeMode, decode, encode, sample_posterior
+from pnp_irib.errors import ConfigError, check_number
+from pnp_irib.hub import Origin
+from pnp_irib.images.color import ColorMatch, match_color
+from pnp_irib.images.padding import pad_to
+from pnp_irib.images.resize import resize
+from pnp_irib.images.tensors import output_size
+from pnp_irib.noise import SeededNoise
+from pnp_irib.prompts import Prompt
+from pnp_irib.prompts.ram import RamTags
+from pnp_irib.restorer import NoiseSource
+from pnp_irib.runtime import choose_device, choose_dtype
+from pnp_irib.spec import RestorerSpec
+from pnp_irib_seesr.networks import Networks
+from pnp_irib_seesr.spec import SEESR
+
+__all__ = ["SeeSR"]
+
+QUALITY = "clean, high-resolution, 8k"
+NEGATIVE = "dotted, noise, blur, lowres, smooth"
+START_LEVEL = 999  # of the published code, whichever timestep comes first
+CONTROL_SHARE = 1.4  # working memory with the ControlNet over that of the UNet alone, as measured
+
+
+class SeeSR(KeepsLastSteps):
+    """Stable Diffusion 2 guided by the low-quality picture, its tags and their embedding, as a `Restorer`.
+
+    Args:
+        base: Stable Diffusion 2-base or 2.1-base with SeeSR's UNet in place of its own, or SD-Turbo with SeeSR's image
+            attention.
+        networks: that UNet, and the ControlNet.
+        tagger: reads tags and embedding off pictures for which no prompt has them.
+        spec: which model.
+        turbo: space the steps as SD-Turbo does, from the noisiest timestep.
+        num_inference_steps: how many.
+        guidance_scale: weight of the prompt over the negative one; at 1 and below there is no negative one.
+        conditioning_scale: of what the ControlNet adds.
+        added_prompt: words of quality, behind the tags.
+        negative_prompt: what the picture is led away from.
+        start: "lr" starts from the latent of the low-quality picture in noise, "noise" from noise alone.
+        compat: "upstream" keeps to the published script in every step: 8-bit pictures, truncated instead of rounded; sizes
+            that are multiples of 8, below ``process_size`` now and then; noise of timestep 999 whichever timestep comes
+            first; a sample of the posterior instead of its mean; steps of equal length; weights of latent tiles off their
+            centre; statistics of VAE tiles; an empty word among the prompts. None mends these.
+        upscale: enlargement where a call gives no ``scale``; None: that of the spec.
+        process_size: the shorter side of what the networks see is at least this, pixels.
+        color: how the colours of the input are given back.
+        latent_tile: side of the tiles of the networks, latent pixels.
+        latent_overlap: of these; None: 4, and 32 for turbo, as published.
+        batch: latents in one call of the networks: tiles, and the two halves of guidance.
+        vae_tiles: of the VAE with ``compat``; without, it works in strips, which have no seams.
+        memory: gigabytes that weights and working memory may take on the device: tagger, text encoder, VAE and networks then
+            move in when they are used, and out where another needs the room. None: all of them stay there.
+        device: where it runs.
+        dtype: "auto", or a dtype of all parts but the tagger, which has its own.
+
+    Attributes:
+        on_step: called after every step with its number, the noise found, and the latent; None: nothing is.
+    """
+
+    def __init__(
+        self,
+        base: StableDiffusion,
+        networks: Networks,
+        tagger: RamTags,
+        *,
+        spec: RestorerSpec = SEESR,
+        turbo: bool = False,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        conditioning_scale: float = 1.0,
+        added_prompt: str = QUALITY,
+        negative_prompt: str = NEGATIVE,
+        start: Literal["lr", "noise"] = "lr",
+        compat: Literal["upstream"] | None = None,
+        upscale: float | None = None,
+        process_size: int = 512,
+        color: ColorMatch = "adain",
+        latent_tile: int = 96,
+        latent_overlap: int | None = None,
+        batch: int = 2,
+        vae_tiles: PublishedTiles | None = None,
+        memory: float | None = None,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = "auto",
+    ) -> None:
+        steps = (2 if turbo else 50) if num_inference_steps is None else num_inference_steps
+        guidance = (1.0 if turbo else 5.5) if guidance_scale is None else guidance_scale
+        overlap = (32 if turbo else 4) if latent_overlap is None else latent_overlap
+        upscale = spec.default_scale if upscale is None else upscale
+        check_number("upscale", upscale, most=64)
+        whole = {"num_inference_steps": steps, "process_size": process_size, "latent_tile": latent_tile, "batch": batch}
+        for option, value in whole.items():
+            check_number(option, value, whole=True)
+        check_number("latent_overlap", overlap, whole=True, zero=True)
+        for option, number in (("guidance_scale", guidance), ("conditioning_scale", conditioning_scale)):
+            check_number(option, number, zero=True)
+        if memory is not None:
+            check_number("memory", memory)
+        assert upscale is not None
+        for option, chosen, known in (
+            ("compat", compat, (None, "upstream")),
+            ("start", start, ("lr", "noise")),
+            ("color", color, ("adain", "wavelet", "none")),
+        ):
+            if chosen not in known:
+                raise ConfigError(f"{option}={chosen!r}; expected {', '.join(map(str, known))}.")
+        if compat:
+            whole_scale(upscale)
+        if vae_tiles is not None and not compat:
+            raise ConfigError("vae_tiles are for compat='upstream'; without it the VAE works in strips, which have no seams.")
+        plan_latent_tiles(1, 1, tile=latent_tile, overlap=overlap)  # checks them
+        timesteps = trailing(steps) if turbo else leading(steps)
+        self.steps = steps_of(base.alphas, timesteps, stride=len(base.alphas) // steps if compat else None)
+        self.spec = spec.model_copy(update={"default_scale": float(upscale)})
+        self.base, self.networks, self.tagger = base, networks, tagger
+        self.sources: tuple[Origin, ...] = ()
+        self.guidance_scale, self.conditioning_scale = guidance, conditioning_scale
+        self.added_prompt, self.negative_prompt, self.start = added_prompt, negative_prompt, start
+        self.compat, self.upscale, self.process_size, self.color = compat, upscale, process_size, color
+        self.latent_tile, self.latent_overlap, self.batch = latent_tile, overlap, batch
+        self.vae_mode: VaeMode = (vae_tiles or PublishedTiles()) if compat else "strips"
+        self.on_step: Callable[[int, Tensor, Tensor], None] | None = None
+        place = choose_device(str(device))
+        dtype = choose_dtype(dtype, place, spec.safe_dtypes)
+        if memory is None:
+            self.to(place, dtype)
+        else:
+            base.to(dtype=dtype)
+            networks.to(dtype=dtype)
+            base.limit_memory(int(memory * 1e9), place, unet=networks, tagger=tagger.network)
+
+    def to(self, device: Any = None, dtype: Any = None) -> Self:
+        """Move in place; ``dtype`` may be "auto". The tagger moves along and keeps its dtype."""
+        target = self.base.device if device is None else choose_device(str(device))
+        if dtype is not None:
+            dtype = choose_dtype(dtype, target, self.spec.safe_dtypes)
+        self.base.to(target, dtype)
+        waiting = self.base.offload is not None
+        self.networks.to(device=None if waiting else target, dtype=dtype)
+        if not waiting:
+            self.tagger.to(target)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.base.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its parts."""
+        return self.base.dtype
+
+    @property
+    def origins(self) -> tuple[Origin, ...]:
+        """What it was loaded from."""
+        return (*self.sources, *(() if self.base.origin is None else (self.base.origin,)))
+
+    def restore(
+        self,
+        lq: Tensor,
+        *,
+        scale: float | None = None,
+        prompts: Sequence[Prompt | None] | None = None,
+        noise: NoiseSource | None = None,
+    ) -> Tensor:
+        """See `pnp_irib.Restorer`. Differentiable, see also `gradients_through`.
+
+        A prompt with tags or an embedding stands for what the tagger would read; one without is the user's and comes behind
+        the tags of the tagger. Without ``noise`` every picture has that of seed 0.
+
+        Raises:
+            ConfigError: ``compat`` and a scale that is no whole number.
+        """
+        given = list(prompts) if prompts is not None else [None] * lq.shape[0]
+        noise = noise or SeededNoise([0] * lq.shape[0])
+        if self.compat:
+            return self._as_published(lq, scale, given, noise)
+        size = output_size(lq.shape[-2], lq.shape[-1], self.upscale if scale is None else scale)
+        larger = max(1.0, self.process_size / min(size))
+        seen = resize(lq, (max(size[0], round(size[0] * larger)), max(size[1], round(size[1] * larger)))).clamp(0, 1)
+        picture = self.denoise(pad_to(seen, multiple_of=self.base.factor), *self.read(lq, given), noise) * 0.5 + 0.5
+        picture = picture[..., : seen.shape[-2], : seen.shape[-1]].to(lq.dtype)
+        return resize(match_color(picture, seen, self.color), size)
+
+    def read(self, lq: Tensor, prompts: Sequence[Prompt | None]) -> tuple[list[str], Tensor]:
+        """Texts for the text encoder, and embeddings (N, T, 512), of pictures and what is known of them."""
+        texts, images = [], []
+        for number, prompt in enumerate(prompts):
+            image = None if prompt is None else prompt.embedding
+            tags, user = (prompt.text, "") if prompt is not None and (prompt.tags or image is not None) else (None, prompt)
+            if tags is None or image is None:
+                one = lq[number : number + 1].to(self.device)
+                with self.base.stage("tagger"):
+                    found = self.tagger(one)[0]
+                    if image is None and torch.is_grad_enabled():
+                        image = self.tagger.network.embed(one)[0]
+                image = found.embedding if image is None else image
+                tags = found.text if tags is None else tags
+            assert image is not None
+            texts.append(self.prompt_text(tags, "" if user is None else str(user)))
+            images.append(image.to(device=self.device, dtype=self.dtype))
+        return texts, torch.stack(images)
+
+    def prompt_text(self, tags: str, user: str = "") -> str:
+        """What the text encoder is given: tags, the user's words, words of quality."""
+        if self.compat:
+            return f"{tags}, {user},{self.added_prompt}"
+        return ", ".join(part for part in (tags, user, self.added_prompt) if part)
+
+    def denoise(self, pictures: Tensor, texts: Sequence[str], image: Tensor, noise: NoiseSource) -> Tensor:
+        """All that lies between the enlarged picture and the restored one.
+
+        Args:
+            pictures: (N, 3, H, W) in [0, 1], sides multiples of 8.
+            texts: see `read`.
+            image: see `read`, (N, T, 512).
+            noise: of the start, with ``compat`` of the posterior, and of the steps.
+
+        Returns:
+            (N, 3, H, W) in about [-1, 1], not clamped.
+        """
+        pictures = pictures.to(device=self.device, dtype=self.dtype)
+        image = image.to(device=self.device, dtype=self.dtype)
+        words = self.base.embed([*texts, self.negative_prompt]).to(device=self.device, dtype=self.dtype)
+        size, pixels = pictures.dtype.itemsize, pictures.shape[0] * pictures.shape[2] * pictures.shape[3]
+        shape = (pictures.shape[0], 4, *(side // self.base.factor for side in pictures.shape[-2:]))
+
+        def draw(shape: tuple[int, ...]) -> Tensor:
+            return noise.normal(shape, device=self.device, dtype=self.dtype)
+
+        kept = self.kept_steps if self.kept_steps is not None and self.kept_steps < len(self.steps) else None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and kept is None):
+            latent = draw(shape)
+            if self.start == "lr":
+                with self.base.stage("vae", vae_bytes(self.base.vae, pixels, size, decoder=False)):
+                    mean, logvar = encode(self.base.vae, pictures * 2 - 1, self.vae_mode)
+                known = sample_posterior(mean, logvar, draw(shape)) if self.compat else mean
+                level = self.base.alphas[START_LEVEL].item() if self.compat else self.steps[0].alpha
+                latent = noised(known * self.base.vae.config.scaling_factor, latent, level)
+        tiles = self._plan(shape[-2], shape[-1])
+        height, width = (tiles.height, tiles.width) if tiles else shape[-2:]
+        most = self.batch
+        if self.base.offload is not None:
+            each = CONTROL_SHARE * unet_bytes(self.base.unet, height * width, size)
+            most = max(1, min(most, int(self.base.offload.room("unet") / each)))
+        guided = self.guidance_scale > 1
+        working = int(most * CONTROL_SHARE * unet_bytes(self.base.unet, height * width, size))
+        with self.base.stage("unet", working), contextlib.ExitStack() as fast:
+            if not self.compat:
+                fast.enter_context(in_fewer_products(self.networks))
+            maps = None if self.compat else self.networks.read(pictures)
+
+            def predict(latent: Tensor, timestep: int) -> Tensor:
+                def part(cut: Tensor, cuts: Cuts) -> Tensor:
+                    read = cuts.of(maps) if maps is not None else self.networks.read(cuts.of(pictures, self.base.factor))
+                    text, pictured = words[cuts.pictures], image[cuts.pictures]
+                    if not guided:
+                        return self._noise(cut, timestep, text, pictured, read, most)
+                    negative = words[-1:].expand_as(text)
+                    doubled = (torch.cat([x, x]) for x in (cut, pictured, read))
+                    cut, pictured, read = doubled
+                    found = self._noise(cut, timestep, torch.cat([negative, text]), pictured, read, most)
+                    without, along = found.chunk(2)
+                    return without + self.guidance_scale * (along - without)
+
+                return predict_in_tiles(part, latent, tiles, batch=max(1, most // 2 if guided else most))
+
+            latent = sample(
+                latent, self.steps, predict, draw, kept=kept, stray_noise=self.compat is not None, each=self.on_step
+            )
+        with self.base.stage("vae", vae_bytes(self.base.vae, pixels, size, decoder=True)):
+            return decode(self.base.vae, latent / self.base.vae.config.scaling_factor, self.vae_mode)
+
+    def _noise(self, latent: Tensor, timestep: int, text: Tensor, image: Tensor, maps: Tensor, most: int) -> Tensor:
+        """The networks, ``most`` latents at a time."""
+        parts = (x.split(most) for x in (latent, text, image, maps))
+        found = [self.networks(part, timestep, *given, self.conditioning_scale) for part, *given in zip(*parts, strict=True)]
+        return torch.cat(found)
+
+    def _plan(self, height: int, width: int) -> LatentTiles | None:
+        if torch.is_grad_enabled() and not self.compat:
+            return None
+        compat = self.compat is not None
+        return plan_latent_tiles(height, width, tile=self.latent_tile, overlap=self.latent_overlap, compat=compat)
+
+    def _as_published(self, lq: Tensor, scale: float | None, prompts: Sequence[Prompt | None], noise: NoiseSource) -> Tensor:
+        factor = whole_scale(self.upscale if scale is None else scale)
+        given = eight_bits(lq)
+        size: dict[str, Any] = {"upscale": factor, "process_size": self.process_size, "last": Image.Resampling.BICUBIC}
+        seen = [enlarge(picture, **size) for picture in given]
+        read = self.read(batch_of(given).to(self.device), prompts)
+        found = (self.denoise(batch_of(seen), *read, noise).detach() * 0.5 + 0.5).clamp(0, 1)
+        eight = [recolor(rounded(one), other, self.color) for one, other in zip(found, seen, strict=True)]
+        wanted = (lq.shape[-1] * factor, lq.shape[-2] * factor)
+        done = [np.array(Image.fromarray(one).resize(wanted, Image.Resampling.BICUBIC)) for one in eight]
+        return batch_of(done).to(device=lq.device, dtype=lq.dtype)
