@@ -47,7 +47,7 @@ docs: $(VENV)/dev.stamp
 
 # Photographs are found through PNP_IRIB_SHARED, data/train and data/dev below it.
 evidence: $(VENV)/dev.stamp
-	test -e runs/pixel-prior/denoiser || $(BIN)/pnp-irib train-prior recipes/pixel-prior/prior.yaml --resume
+	test -e runs/pixel-prior/denoiser || $(BIN)/pnp-irib train-prior recipes/pixel-prior/prior.yaml --run runs/pixel-prior --resume
 	for study in recipes/evidence/*.yaml; do $(BIN)/pnp-irib study "$$study" || exit; done
 
 clean:

@@ -1,6 +1,6 @@
 """A training step of the latent projector through OSEDiff with a prior, all on one base of random weights; prints Markdown.
 
-    python benchmarks/latent_training.py TOKENIZER [--model medium] [--device cpu] [--size 512] [--batches 1 4] [--rounds 3]
+    python -m benchmarks.latent_training TOKENIZER [--model medium] [--device cpu] [--size 512] [--batches 1 4] [--rounds 3]
 
 TOKENIZER is the folder of a CLIP tokenizer. Speed and memory do not depend on the values of the weights.
 """
@@ -15,7 +15,9 @@ import time
 
 import torch
 
-from benchmarks.osediff_speed import MODELS, PROMPT, peak, random_base, random_checkpoint
+from benchmarks.osediff_speed import PROMPT
+from benchmarks.random_models import MODELS, random_base, random_checkpoint
+from benchmarks.side_by_side import peak
 from pnp_irib.priors import LatentPrior, LatentPriorConfig
 from pnp_irib.projectors import LatentArchitecture, LatentProjector
 from pnp_irib_osediff.restorer import OSEDiff

@@ -76,7 +76,7 @@ def choose_projector(
 
 
 def profile_mismatch(projector: Projector, spec: RestorerSpec) -> str | None:
-    """What to say where a projector maps onto other degradations than the restorer knows; None where they agree or are unknown."""
+    """What to say where a projector maps onto other degradations than the restorer knows; None: nothing to say."""
     onto, known = projector.provenance.lq_profile, spec.lq_profile
     if onto is None or known is None or onto.orders == known.orders:
         return None

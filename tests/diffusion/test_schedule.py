@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +16,10 @@ from pnp_irib.restorer import MultiStepRestorer
 OPTIONS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 
 
-def scheduler(spacing: str, count: int) -> object:
+def scheduler(spacing: str, count: int) -> Any:
     from diffusers import DDPMScheduler
 
-    found = DDPMScheduler(**OPTIONS, timestep_spacing=spacing, steps_offset=1 if spacing == "leading" else 0)
+    found: Any = DDPMScheduler(**OPTIONS, timestep_spacing=spacing, steps_offset=1 if spacing == "leading" else 0)
     found.set_timesteps(count)
     return found
 
@@ -29,18 +30,18 @@ def test_timesteps_are_those_of_diffusers(spacing: str, count: int) -> None:
     if spacing == "leading" and count == 1000:
         return  # one past the last, in diffusers
     found = (leading if spacing == "leading" else trailing)(count)
-    assert list(found) == scheduler(spacing, count).timesteps.tolist()  # type: ignore[attr-defined]
+    assert list(found) == scheduler(spacing, count).timesteps.tolist()
 
 
 @pytest.mark.parametrize("count", [3, 10])
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 def test_steps_are_those_of_diffusers(spacing: str, count: int) -> None:
     other = scheduler(spacing, count)
-    steps = steps_of(other.alphas_cumprod, (leading if spacing == "leading" else trailing)(count))  # type: ignore[attr-defined]
+    steps = steps_of(other.alphas_cumprod, (leading if spacing == "leading" else trailing)(count))
     generator = torch.Generator().manual_seed(0)
     latent, predicted = torch.randn(2, 2, 4, 5, 6, generator=generator)
     for step in steps:
-        expected = other.step(predicted, step.timestep, latent, generator=torch.Generator().manual_seed(1))  # type: ignore[attr-defined]
+        expected = other.step(predicted, step.timestep, latent, generator=torch.Generator().manual_seed(1))
         drawn = torch.randn(latent.shape, generator=torch.Generator().manual_seed(1))
         found = ancestral_step(latent, predicted, step, drawn)
         torch.testing.assert_close(found, expected.prev_sample, atol=2e-5, rtol=1e-4)
@@ -72,7 +73,8 @@ def test_a_perfect_denoiser_of_gaussian_data_keeps_its_moments() -> None:
     def predict(latent: Tensor, timestep: int) -> Tensor:
         alpha = alphas[timestep].item()
         variance = alpha * spread**2 + 1 - alpha
-        return (1 - alpha) ** 0.5 * (latent - alpha**0.5 * mean) / variance
+        found: Tensor = (1 - alpha) ** 0.5 * (latent - alpha**0.5 * mean) / variance
+        return found
 
     start = noised(torch.full((1, 1, 200, 200), mean), torch.randn(1, 1, 200, 200, generator=generator), steps[0].alpha)
     found = sample(start, steps, predict, lambda shape: torch.randn(shape, generator=generator))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.osediff_speed import random_base, random_checkpoint
+from benchmarks.random_models import random_base, random_checkpoint
 from pnp_irib import wrap
 from pnp_irib.noise import SeededNoise
 from pnp_irib.projectors import LatentArchitecture, LatentProjector

@@ -35,10 +35,10 @@ def turbo_base(folder: Path) -> Path:
 
 def load(turbo: Path | None = None, **options: Any) -> SeeSR:
     """Small: pictures of at least 32 pixels instead of 512, two steps instead of 50."""
-    options = {"process_size": 32, "num_inference_steps": 2, "dape": DAPE, "dtype": "float32"} | options
+    small: dict[str, Any] = {"process_size": 32, "num_inference_steps": 2, "dape": DAPE, "dtype": "float32"}
     if turbo is not None:
-        return load_seesr_turbo(turbo, MODEL / "seesr", **options)
-    return load_seesr(BASE, MODEL / "seesr", **options)
+        return load_seesr_turbo(turbo, MODEL / "seesr", **small | options)
+    return load_seesr(BASE, MODEL / "seesr", **small | options)
 
 
 @functools.cache
@@ -49,5 +49,5 @@ def loaded(turbo: Path | None) -> SeeSR:
 def build(turbo: Path | None = None, **options: Any) -> SeeSR:
     """The same, on modules that all tests share: reading the files takes longer than most tests."""
     found = loaded(turbo)
-    options = {"process_size": 32, "num_inference_steps": 2, "dtype": "float32", "turbo": turbo is not None} | options
-    return SeeSR(found.base, found.networks, found.tagger, spec=SEESR if turbo is None else SEESR_TURBO, **options)
+    small: dict[str, Any] = {"process_size": 32, "num_inference_steps": 2, "dtype": "float32", "turbo": turbo is not None}
+    return SeeSR(found.base, found.networks, found.tagger, spec=SEESR if turbo is None else SEESR_TURBO, **small | options)

@@ -86,9 +86,11 @@ def pipeline(case: Case, turbo: Path) -> Outputs:
     inputs = case.facts["inputs"]
     image = case.tensors["ram_encoder_hidden_states"]
     networks = restorer.networks
-    with watched(networks, lambda given, out: raw.append((given[0], out))):
-        with watched(networks.controlnet, lambda given, out: residuals.append(out)):
-            picture = restorer.denoise(pictures(case.tensors["image"]), [inputs["prompt"]], image, noise)
+    with (
+        watched(networks, lambda given, out: raw.append((given[0], out))),
+        watched(networks.controlnet, lambda given, out: residuals.append(out)),
+    ):
+        picture = restorer.denoise(pictures(case.tensors["image"]), [inputs["prompt"]], image, noise)
     assert noise.left == 0
     calls = len(raw) // len(restorer.steps)
     found |= {f"unet_raw_{n}": out for n, (_, out) in enumerate(raw[::calls])}
@@ -236,13 +238,12 @@ def vae_tiled(case: Case, turbo: Path) -> Outputs:
     mean = encode(autoencoder, image, tiles)[0]
     decoded = decode(autoencoder, latent, tiles)
     off = (decoded - decode(autoencoder, latent)).abs()
-    near = {"rel": 1e-2}
     return {
         "mean_tiled": mean,
-        "mean_untiled_difference_max": pytest.approx((mean - encode(autoencoder, image)[0]).abs().max().item(), **near),
+        "mean_untiled_difference_max": pytest.approx((mean - encode(autoencoder, image)[0]).abs().max().item(), rel=1e-2),
         "decoded_tiled_channel_0": decoded[:, :1],
-        "decoded_untiled_difference_max": pytest.approx(off.max().item(), **near),
-        "decoded_untiled_difference_mean": pytest.approx(off.mean().item(), **near),
+        "decoded_untiled_difference_max": pytest.approx(off.max().item(), rel=1e-2),
+        "decoded_untiled_difference_mean": pytest.approx(off.mean().item(), rel=1e-2),
     }
 
 
@@ -283,7 +284,10 @@ def vae_plan(plan: dict[str, Any]) -> dict[str, Any]:
     tiles = plan_tiles(plan["height"], plan["width"], plan["tile_size"], decoder=decoder)
     if tiles is None:
         return given | {"tiled": False}
-    size = (lambda side: side * 8) if decoder else (lambda side: side // 8)
+
+    def size(side: int) -> int:
+        return side * 8 if decoder else side // 8
+
     return given | {
         "tiled": True,
         "input_boxes": [[left, right, top, bottom] for top, bottom, left, right in (t.read for t in tiles)],
