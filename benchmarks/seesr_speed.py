@@ -5,8 +5,8 @@
 TOKENIZER is the folder of a CLIP tokenizer. Speed does not depend on the values of the weights, and one step costs as much as
 any other. The published procedure goes through the tagger twice, for tags and for the embedding, with the labels projected
 anew and asked all at once; encodes both prompts of every picture; encodes the picture once for each half of guidance; reads
-it anew for the ControlNet in every step; and takes tiles one after the other. Its script takes the two halves of guidance in one
-call (``--together``); in turn, as here, they need less memory. Every picture has a prompt of its own on both sides.
+it anew for the ControlNet in every step; and takes tiles one after the other, and the halves of guidance too. (Its script has
+both halves in one call, which needs more memory: ``--together``.) Every picture has a prompt of its own on both sides.
 """
 
 from __future__ import annotations
@@ -76,7 +76,6 @@ def main() -> None:
         "device": args.device,
         "dtype": args.dtype,
     }
-    # Before ours is made: making it lays nothing out, but `Networks` did.
     published = PublishedSeeSR(
         plain, plain_networks, published_tagger, compat="upstream", batch=2 if args.together else 1, **options
     )

@@ -108,7 +108,8 @@ class SeeSR(KeepsLastSteps):
         overlap = (32 if turbo else 4) if latent_overlap is None else latent_overlap
         upscale = spec.default_scale if upscale is None else upscale
         check_number("upscale", upscale, most=64)
-        whole = {"num_inference_steps": steps, "process_size": process_size, "latent_tile": latent_tile, "batch": batch}
+        check_number("num_inference_steps", steps, whole=True, most=len(base.alphas))
+        whole = {"process_size": process_size, "latent_tile": latent_tile, "batch": batch}
         for option, value in whole.items():
             check_number(option, value, whole=True)
         check_number("latent_overlap", overlap, whole=True, zero=True)

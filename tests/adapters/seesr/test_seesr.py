@@ -189,7 +189,8 @@ def test_gradients_are_those_of_finite_differences(turbo: Path) -> None:
 def test_gradients_can_be_kept_to_the_last_steps() -> None:
     restorer = build(num_inference_steps=4, color="none")
     lq = picture(8, 8)
-    found, calls = {}, []
+    found: dict[int, Tensor] = {}
+    calls: list[int] = []
     hook = restorer.networks.register_forward_pre_hook(lambda _, given: calls.append(1))
     for kept in (1, 2, 4):
         given = lq.clone().requires_grad_()
@@ -198,6 +199,7 @@ def test_gradients_can_be_kept_to_the_last_steps() -> None:
         before = len(calls)
         restored.sum().backward()
         assert len(calls) - before == kept  # only these are computed again
+        assert given.grad is not None
         found[kept] = given.grad
         calls.clear()
     hook.remove()
@@ -271,7 +273,7 @@ def test_what_is_missing_or_does_not_fit_is_told(tmp_path: Path, turbo: Path) ->
     told("start='lq'; expected lr, noise", start="lq")
     told("whole numbers", compat="upstream", upscale=2.5)
     for options in ({"num_inference_steps": 0}, {"num_inference_steps": 1001}, {"guidance_scale": -1}, {"batch": 0}):
-        told("", **options)
+        told("=", **options)
     copy = tmp_path / "seesr"
     shutil.copytree(MODEL / "seesr", copy, copy_function=shutil.copyfile)
     weights = copy / "controlnet" / "diffusion_pytorch_model.safetensors"
@@ -279,7 +281,7 @@ def test_what_is_missing_or_does_not_fit_is_told(tmp_path: Path, turbo: Path) ->
     told("cannot be read as weights", checkpoint=copy)
     shutil.copyfile(MODEL / "seesr" / "unet" / weights.name, weights)
     told("does not fit ControlNetModel: missing .*unexpected", checkpoint=copy)
-    config = copy / "unet" / "config.json"
+    config = copy / "controlnet" / "config.json"
     config.chmod(0o644)
     config.write_text(json.dumps(json.loads(config.read_text()) | {"block_out_channels": [8, 16]}))
     told("describes no network that can be built", checkpoint=copy)
