@@ -24,6 +24,7 @@ from pnp_irib.prompts import Prompt, Tag
 from pnp_irib.testing import check_adapter
 from tests.adapters.seesr.models import BASE, DAPE, MODEL, build, load
 from tests.cli.run import pnp
+from tests.hub.server import HubServer
 
 
 def picture(*size: int, seed: int = 0) -> Tensor:
@@ -303,3 +304,20 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "b.png") as made:
         assert made.size == (40, 48)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_from_the_hub_without_the_unet_of_the_base(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PNP_IRIB_CACHE", str(tmp_path))
+    unused = {"unet/config.json": b"{}", "unet/diffusion_pytorch_model.safetensors": b"gigabytes"}
+    hub.add_repo("some/sd", contents(BASE) | unused)
+    hub.add_repo("some/seesr", contents(MODEL / "seesr"))
+    options: dict[str, Any] = {"dape": DAPE, "process_size": 32, "num_inference_steps": 2, "dtype": "float32"}
+    found = load_restorer("seesr", base="hf-hub:some/sd", checkpoint="hf-hub:some/seesr", **options)
+    with torch.no_grad():
+        assert torch.equal(found.restore(picture(8, 8)), load().restore(picture(8, 8)))
+    assert not [path for path in hub.gets() if "some/sd" in path and "/unet/" in path]
+    assert {str(origin).partition("@")[0] for origin in found.origins} >= {"hf-hub:some/sd", "hf-hub:some/seesr"}
