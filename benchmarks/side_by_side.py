@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import platform
 import statistics
 import time
@@ -47,7 +48,7 @@ def compare(
     print("|---|---|---|---|---|---|")
     for size in args.sizes:
         lq = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(args.device)
-        runs = [lambda run=run, lq=lq: run(lq) for run in (published, here)]
+        runs: list[Callable[[], object]] = [functools.partial(run, lq) for run in (published, here)]
         with torch.no_grad():
             seconds = in_turn(runs, args.rounds, cpu=cpu)
             memory = [peak(run, cpu=cpu) for run in runs]

@@ -126,6 +126,7 @@ def test_only_the_lora_changes(photographs: Path, tmp_path: Path) -> None:
     assert all("mid_block" in name and "attn1.to_" in name for name in still), still
 
 
+@pytest.mark.slow  # the same promise is tested of pixel projectors in less time
 def test_kill_and_resume_gives_the_same_trajectory_and_a_projector_for_wrap(photographs: Path, tmp_path: Path) -> None:
     path = write(tmp_path, photographs)
     whole = tmp_path / "whole"

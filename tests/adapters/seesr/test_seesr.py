@@ -250,7 +250,7 @@ def test_in_bfloat16_it_comes_close() -> None:
     assert (low - whole).abs().mean() < 0.05
 
 
-@pytest.mark.parametrize("turbo_model", [False, True])
+@pytest.mark.parametrize("turbo_model", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_it_passes_the_conformance_kit(turbo: Path, turbo_model: bool) -> None:
     check_adapter(load(turbo if turbo_model else None, num_inference_steps=2), sizes=(1, 13, 32))
 
