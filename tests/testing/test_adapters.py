@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import tests.adapters.seesr.models as seesr
 from pnp_irib import list_restorers, load_restorer, wrap
 from pnp_irib.restorer import Restorer
 from pnp_irib.testing import check_adapter
@@ -52,17 +53,20 @@ BUILT: dict[str, Callable[[Path], Restorer]] = {
     "realesrgan-x4plus": lambda _: load_restorer("realesrgan-x4plus", dtype="float32"),
     "osediff": lambda _: osediff("osediff", "osediff.pkl"),
     "osediff-face": lambda _: osediff("osediff-face", "osediff_face.pkl"),
+    "seesr": lambda _: seesr.load(),
+    "seesr-turbo": lambda folder: seesr.load(seesr.turbo_base(folder)),
     "spandrel": compact_of_spandrel,
     "spandrel-dat": lambda _: dat(),
     "diffusers": lambda _: wrap(Parts().upscale(), projector=None, steps=2).restorer,
 }
 WHOLE = {"realesr-animevideov3", "osediff", "spandrel"}
-LARGE = {"realesrgan-x4plus", "spandrel-dat"}  # of the same code as others
+LARGE = {"realesrgan-x4plus", "spandrel-dat", "seesr-turbo"}  # of the same code as others
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in LARGE else []) for n in BUILT])
 def test_it_keeps_to_the_protocol(name: str, tmp_path: Path) -> None:
-    report = check_adapter(BUILT[name](tmp_path), sizes=tuple(range(1, 66)) if name in WHOLE else FEW)
+    sizes = tuple(range(1, 66)) if name in WHOLE else (1, 16, 33) if name.startswith("seesr") else FEW  # of many steps
+    report = check_adapter(BUILT[name](tmp_path), sizes=sizes)
     assert report.ok
 
 

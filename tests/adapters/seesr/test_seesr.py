@@ -21,7 +21,6 @@ from pnp_irib.noise import SeededNoise
 from pnp_irib.profile import PRESETS
 from pnp_irib.projectors import PixelArchitecture, PixelProjector
 from pnp_irib.prompts import Prompt, Tag
-from pnp_irib.testing import check_adapter
 from tests.adapters.seesr.models import BASE, DAPE, MODEL, build, load
 from tests.cli.run import pnp
 from tests.hub.server import HubServer
@@ -248,11 +247,6 @@ def test_in_bfloat16_it_comes_close() -> None:
         low = load().to(dtype="bfloat16").restore(lq)
     assert low.dtype == torch.float32
     assert (low - whole).abs().mean() < 0.05
-
-
-@pytest.mark.parametrize("turbo_model", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_it_passes_the_conformance_kit(turbo: Path, turbo_model: bool) -> None:
-    check_adapter(load(turbo if turbo_model else None, num_inference_steps=2), sizes=(1, 13, 32))
 
 
 def test_what_is_missing_or_does_not_fit_is_told(tmp_path: Path, turbo: Path) -> None:
