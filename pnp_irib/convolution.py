@@ -31,6 +31,8 @@ __all__ = [
 
 FEWEST_PRODUCTS = 64 * 64  # of channels; below, the transforms cost what they save
 FEWEST_PIXELS = 24**2
+FEWEST_OF_WIDE = 16**2  # pixels for as many channels as make the transforms cheap beside the products:
+WIDE = 320  # half their harmonic mean, as of 640 to 640
 MOST_TILES = 256  # of a block, whose products are taken back to pixels while they are in the cache
 
 # The three transforms of F(4, 3) with the points 0, 1, -1, 2, -2 and infinity; one for each direction.
@@ -82,7 +84,10 @@ def _pays(conv: nn.Conv2d, height: int, width: int) -> bool:
         return False
     if torch.is_autocast_enabled("cpu"):  # the transforms would lose most digits in half precision
         return False
-    return conv.weight.shape[0] * conv.weight.shape[1] >= FEWEST_PRODUCTS and height * width >= FEWEST_PIXELS
+    made, read = conv.weight.shape[:2]
+    if height * width < FEWEST_PIXELS:
+        return height * width >= FEWEST_OF_WIDE and made * read >= WIDE * (made + read)
+    return made * read >= FEWEST_PRODUCTS
 
 
 @contextlib.contextmanager

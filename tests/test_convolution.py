@@ -49,6 +49,9 @@ def test_the_kernel_in_its_domain_is_exact_in_double_precision() -> None:
 def test_only_plain_layers_on_large_pictures_are_put_in_this_form() -> None:
     assert isinstance(fewer_products(conv(64, 64), 24, 24), Winograd)
     assert fewer_products(conv(64, 64), 10, 10) is None
+    assert isinstance(fewer_products(conv(1280, 640), 16, 16), Winograd)
+    assert fewer_products(conv(512, 512), 16, 16) is None
+    assert fewer_products(conv(1280, 1280), 15, 16) is None
     assert fewer_products(conv(63, 64), 99, 99) is None
     assert fewer_products(nn.Identity(), 99, 99) is None
     assert fewer_products(conv(64, 64).double(), 99, 99) is None

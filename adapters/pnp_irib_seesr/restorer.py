@@ -211,14 +211,10 @@ class SeeSR(KeepsLastSteps):
             image = None if prompt is None else prompt.embedding
             tags, user = (prompt.text, "") if prompt is not None and (prompt.tags or image is not None) else (None, prompt)
             if tags is None or image is None:
-                one = lq[number : number + 1].to(self.device).float().clamp(0, 1)
                 with self.base.stage("tagger"):
-                    found = self.tagger(one)[0]
-                    if image is None and torch.is_grad_enabled():
-                        image = self.tagger.network.embed(one)[0]
-                image = found.embedding if image is None else image
+                    ((found, embedding),) = self.tagger.read(lq[number : number + 1].to(self.device))
+                image = embedding if image is None else image
                 tags = found.text if tags is None else tags
-            assert image is not None
             texts.append(self.prompt_text(tags, "" if user is None else str(user)))
             images.append(image.to(device=self.device, dtype=self.dtype))
         return texts, torch.stack(images)
@@ -243,7 +239,9 @@ class SeeSR(KeepsLastSteps):
         """
         pictures = pictures.to(device=self.device, dtype=self.dtype)
         image = image.to(device=self.device, dtype=self.dtype)
-        words = self.base.embed([*texts, self.negative_prompt]).to(device=self.device, dtype=self.dtype)
+        guided = self.guidance_scale > 1
+        words = self.base.embed([*texts, self.negative_prompt] if guided else texts)
+        words = words.to(device=self.device, dtype=self.dtype)
         size, pixels = pictures.dtype.itemsize, pictures.shape[0] * pictures.shape[2] * pictures.shape[3]
         shape = (pictures.shape[0], 4, *(side // self.base.factor for side in pictures.shape[-2:]))
 
@@ -265,7 +263,6 @@ class SeeSR(KeepsLastSteps):
         if self.base.offload is not None:
             each = CONTROL_SHARE * unet_bytes(self.base.unet, height * width, size)
             most = max(1, min(most, int(self.base.offload.room("unet") / each)))
-        guided = self.guidance_scale > 1
         working = int(most * CONTROL_SHARE * unet_bytes(self.base.unet, height * width, size))
         with self.base.stage("unet", working), contextlib.ExitStack() as fast:
             if not self.compat:

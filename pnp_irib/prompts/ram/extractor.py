@@ -108,6 +108,13 @@ class RamTags:
             WeightsError: a file is damaged, or does not fit.
             ConfigError: values on the way are too large for float16.
         """
+        return [replace(prompt, embedding=embedding.float()) for prompt, embedding in self.read(pictures)]
+
+    def read(self, pictures: Tensor) -> list[tuple[Prompt, Tensor]]:
+        """The same under the caller's grad mode: prompts without an embedding, and each embedding with its gradients.
+
+        For restorers that are trained through; see `__call__`.
+        """
         from pnp_irib.prompts.ram.network import check_pictures
 
         check_pictures(pictures)
@@ -115,18 +122,18 @@ class RamTags:
             raise InputError("pictures must be finite; some values are NaN or infinite.")
         self.to(pictures.device)
         # One by one: in a batch the products take other code paths, and the last digit of a score may decide about a tag.
-        return [self._prompt(self.network(one[None])) for one in pictures.float().clamp(0, 1)]
+        seen = [self.network(one[None]) for one in pictures.float().clamp(0, 1)]
+        return [(self._prompt(one), one.embedding[0]) for one in seen]
 
     def _prompt(self, seen: RamOutput) -> Prompt:
-        labels, logits = self._loaded().labels, seen.logits[0].float().cpu()
+        labels, logits = self._loaded().labels, seen.logits[0].detach().float().cpu()
         if not (logits.isfinite().all() and seen.embedding.isfinite().all()):
             if self.dtype == torch.float16:
                 raise ConfigError("the tagger gave values that float16 cannot hold; use float32 or bfloat16.")
             raise WeightsError(f"{self.source}: its values are not finite, so the weights are damaged; fetch them anew.")
         scores = logits.sigmoid()
         found = (scores > labels.thresholds).nonzero().flatten().tolist()
-        prompt = Prompt.from_tags([Tag(labels.names[label], scores[label].item()) for label in found])
-        return replace(prompt, embedding=seen.embedding[0].float())
+        return Prompt.from_tags([Tag(labels.names[label], scores[label].item()) for label in found])
 
     def _loaded(self) -> RamModel:
         if self._model is None:

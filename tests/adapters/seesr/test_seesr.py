@@ -310,7 +310,7 @@ def test_from_the_hub_without_the_unet_of_the_base(hub: HubServer, tmp_path: Pat
     hub.add_repo("some/sd", contents(BASE) | unused)
     hub.add_repo("some/seesr", contents(MODEL / "seesr"))
     options: dict[str, Any] = {"dape": DAPE, "process_size": 32, "num_inference_steps": 2, "dtype": "float32"}
-    found = load_restorer("seesr", base="hf-hub:some/sd", checkpoint="hf-hub:some/seesr", **options)
+    found: Any = load_restorer("seesr", base="hf-hub:some/sd", checkpoint="hf-hub:some/seesr", **options)
     with torch.no_grad():
         assert torch.equal(found.restore(picture(8, 8)), load().restore(picture(8, 8)))
     assert not [path for path in hub.gets() if "some/sd" in path and "/unet/" in path]
