@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,12 +33,12 @@ class PublishedTags(RamTags):
     """Tags and embedding in a pass each, with nothing kept from one picture to the next."""
 
     @torch.no_grad()
-    def __call__(self, pictures: Tensor, /) -> list[Prompt]:
+    def read(self, pictures: Tensor) -> list[tuple[Prompt, Tensor]]:
         network = self.network
         network.tagging_head.rows = network.architecture.labels * len(pictures)
         network.label_embed.add_(0)  # counts as a change, for which the labels are projected anew
-        found = super().__call__(pictures)
-        return [replace(prompt, embedding=network.embed(one)[0]) for prompt, one in zip(found, pictures.split(1), strict=True)]
+        found = super().read(pictures)
+        return [(prompt, network.embed(one)[0]) for (prompt, _), one in zip(found, pictures.split(1), strict=True)]
 
 
 class PublishedSeeSR(SeeSR):

@@ -119,12 +119,12 @@ class _Buffer:
     """Memory for one transformed kernel after the other."""
 
     def __init__(self) -> None:
-        self._memory = torch.empty(0)
+        self._memory = torch.empty(0, dtype=torch.float32)
 
     def of(self, numbers: int) -> Tensor:
         """So many numbers, of any value."""
         if self._memory.numel() < numbers:
-            self._memory = torch.empty(numbers)
+            self._memory = torch.empty(numbers, dtype=torch.float32)
         return self._memory[:numbers]
 
 

@@ -69,7 +69,7 @@ class SeededNoise:
         """Standard normal numbers of ``shape``; its first entry is the number of pictures."""
         if shape[0] != len(self._generators):
             raise ValueError(f"noise for {shape[0]} pictures was asked of a source for {len(self._generators)}")
-        drawn = [torch.randn(tuple(shape[1:]), generator=generator) for generator in self._generators]
+        drawn = [torch.randn(tuple(shape[1:]), generator=generator, dtype=torch.float32) for generator in self._generators]
         return torch.stack(drawn).to(device=device, dtype=dtype)
 
     def tile(self, number: int) -> SeededNoise:

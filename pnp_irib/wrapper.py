@@ -69,7 +69,8 @@ def wrap(
         projector: "auto" takes the one that the restorer's spec names, else the bundled one where the LQ profiles agree, else
             none; a `Projector`, a name (``hf-hub:owner/repo``, ``local-dir:path``), a folder, or None for the restorer alone.
         lfo: rounds of Look Forward Once, unless a call says otherwise.
-        extractor: what reads prompts off pictures, see `load_extractor`; None: "imagenet-tags" for looking forward.
+        extractor: what reads prompts off pictures, see `load_extractor`; None: for looking forward, the
+            restorer's own ``tagger`` if it has one, else "imagenet-tags".
         scale: native enlargement of a module or function; None: found out with one small picture.
         multiple_of: sides that a module or function accepts; None: any.
         min_size: smallest side that it accepts; None: 1.
@@ -359,7 +360,7 @@ class WrappedRestorer(HubMixin):
         if self._extractor is not None:
             return self._extractor
         if rounds and not hasattr(self, "_tags"):
-            self._tags = load_extractor("imagenet-tags")
+            self._tags = load_extractor(getattr(self.restorer, "tagger", "imagenet-tags"))
         return self._tags if rounds else load_extractor("none")
 
     def _factor(self, scale: float | None, height: int, width: int, max_output_pixels: int | None) -> float:

@@ -15,11 +15,10 @@ from pnp_irib.prompts.ram import RamTags
 from pnp_irib.spec import RestorerSpec
 from pnp_irib_seesr.networks import Networks, give_image_attention, image_tensors, read_network
 from pnp_irib_seesr.restorer import SeeSR
-from pnp_irib_seesr.spec import SEESR, SEESR_TURBO, WEIGHTS
+from pnp_irib_seesr.spec import FILES, SEESR, SEESR_TURBO
 
 __all__ = ["load_seesr", "load_seesr_turbo"]
 
-_FILES = tuple(f"{part}/{file}" for part in ("unet", "controlnet") for file in ("config.json", WEIGHTS))
 _OWN = ("base", "networks", "tagger", "spec", "turbo")  # arguments of `SeeSR` that are no options
 
 
@@ -59,7 +58,7 @@ def _load(
         base: Stable Diffusion 2-base or 2.1-base (of which the UNet is not read), for turbo SD-Turbo: a folder in the layout
             of diffusers, ``hf-hub:owner/repo``, or a known name (see `pnp_irib.diffusion.places`).
         checkpoint: the published folder with ``unet/`` and ``controlnet/``, or ``hf-hub:owner/repo`` with these.
-        dape: the tagger: the folder of its published files, its slim copy, or a loaded `RAMTags`.
+        dape: the tagger: the folder of its published files, its slim copy, or a loaded `RamTags`.
         options: see `SeeSR`.
         turbo: whose UNet and spacing of steps.
 
@@ -83,15 +82,30 @@ def _load(
             f"{spec.name} needs dape=, the folder of the tagger: ram_swin_large_14m.pth, DAPE.pth, ram_tag_list.txt and "
             f"ram_tag_list_threshold.txt, or their slim copy."
         )
+    if not isinstance(base, str | Path):
+        raise ConfigError(
+            f"base={type(base).__name__}: {spec.name} reads its base itself. Give its folder, or hf-hub:owner/repo."
+        )
     folder, origin = _folder(checkpoint, spec)
     tagger = dape if isinstance(dape, RamTags) else RamTags(dape)
     controlnet = read_network(folder / "controlnet", "ControlNetModel")
     if turbo:
         model = StableDiffusion.load(base)
         give_image_attention(model.unet, image_tensors(folder / "unet"), source=f"{folder / 'unet'} on {base}")
-        model.fingerprint = None
     else:
         model = StableDiffusion.load(base, unet=read_network(folder / "unet", "UNet2DConditionModel"))
+    model.fingerprint = None  # nobody else's adapters fit this UNet
+    widths = {
+        "the text encoder": model.text.encoder.config.hidden_size,
+        "the UNet": model.unet.config.cross_attention_dim,
+        "the ControlNet": controlnet.config.cross_attention_dim,
+    }
+    if len(set(widths.values())) > 1:
+        told = ", ".join(f"{part} {width}" for part, width in widths.items())
+        raise WeightsError(
+            f"these parts do not belong together: the embedding of a word has the widths: {told}. Stable Diffusion 2 has 1024 "
+            f"in all of them; is base= the right one?"
+        )
     restorer = SeeSR(model, Networks(model.unet, controlnet), tagger, spec=spec, turbo=turbo, **options)
     restorer.sources = (origin, *tagger.origins)
     return restorer
@@ -103,5 +117,5 @@ def _folder(checkpoint: str | Path, spec: RestorerSpec) -> tuple[Path, Origin]:
         return path, Origin(place=f"local-dir:{path}")
     if not str(checkpoint).startswith("hf-hub:"):
         raise WeightsError(f"no folder at {path}. Give the one that holds unet/ and controlnet/, or hf-hub:owner/repo.")
-    fetched = fetch(parse_name(str(checkpoint)), _FILES, licence=f"{spec.weights_licence} for the weights of {spec.name}")
+    fetched = fetch(parse_name(str(checkpoint)), FILES, licence=f"{spec.weights_licence} for the weights of {spec.name}")
     return fetched.folder, fetched.origin()

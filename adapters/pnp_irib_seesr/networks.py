@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pnp_irib.errors import WeightsError
+from pnp_irib.errors import ConfigError, WeightsError
 from pnp_irib.runtime import store_channels_last
 from pnp_irib.weights import load_checkpoint, load_strictly
 from pnp_irib_seesr.spec import WEIGHTS
@@ -72,13 +72,15 @@ def _own_names(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, T
     return {names.get(name, name): value for name, value in tensors.items()}
 
 
-def read_network(folder: Path, kind: str, dtype: torch.dtype = torch.float32) -> Any:
+def read_network(folder: Path, kind: str) -> Any:
     """One of the published networks.
 
     Args:
         folder: with ``config.json`` and the weights.
         kind: class of diffusers that it is built on, "UNet2DConditionModel" or "ControlNetModel".
-        dtype: of its weights.
+
+    Returns:
+        It, in float32.
 
     Raises:
         WeightsError: missing, damaged, or another network.
@@ -99,10 +101,10 @@ def read_network(folder: Path, kind: str, dtype: torch.dtype = torch.float32) ->
         with torch.device("meta"):
             network: Any = getattr(diffusers, kind).from_config(config)
             add_image_attention(network)
-    except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
+    except (ValueError, TypeError, KeyError, ZeroDivisionError, RuntimeError) as error:
         raise WeightsError(f"{config_file} describes no network that can be built: {error}") from error
     tensors = _own_names(network, load_checkpoint(folder / WEIGHTS))
-    nn.Module.to(network.to_empty(device="cpu"), dtype)  # that of diffusers warns
+    network = network.to_empty(device="cpu").float()
     load_strictly(network, tensors, source=str(folder / WEIGHTS))
     return network.eval().requires_grad_(False)
 
@@ -141,12 +143,17 @@ class Networks(nn.Module):
 
     Args:
         unet: with image attention.
-        controlnet: likewise.
+        controlnet: likewise; it gives up what reads the picture.
+
+    Raises:
+        ConfigError: it gave that up already.
     """
 
     def __init__(self, unet: Any, controlnet: Any) -> None:
         super().__init__()
         self.unet = unet
+        if isinstance(controlnet.controlnet_cond_embedding, nn.Identity):
+            raise ConfigError("this ControlNet is in use by other networks of SeeSR; read it again.")
         # What reads the picture is taken out: its maps are the same in every step.
         self.reader: Any = controlnet.controlnet_cond_embedding
         controlnet.controlnet_cond_embedding = nn.Identity()

@@ -18,7 +18,7 @@ from pnp_irib.diffusion.offload import unet_bytes, vae_bytes
 from pnp_irib.diffusion.published import batch_of, eight_bits, enlarge, recolor, rounded, whole_scale
 from pnp_irib.diffusion.schedule import KeepsLastSteps, leading, noised, sample, steps_of, trailing
 from pnp_irib.diffusion.vae import PublishedTiles, VaeMode, decode, encode, sample_posterior
-from pnp_irib.errors import ConfigError, check_number
+from pnp_irib.errors import ConfigError, InputError, check_number
 from pnp_irib.hub import Origin
 from pnp_irib.images.color import ColorMatch, match_color
 from pnp_irib.images.padding import pad_to
@@ -30,7 +30,7 @@ from pnp_irib.prompts.ram import RamTags
 from pnp_irib.restorer import NoiseSource
 from pnp_irib.runtime import choose_device, choose_dtype
 from pnp_irib.spec import RestorerSpec
-from pnp_irib_seesr.networks import Networks
+from pnp_irib_seesr.networks import IMAGE_WIDTH, Networks
 from pnp_irib_seesr.spec import SEESR
 
 __all__ = ["SeeSR"]
@@ -43,6 +43,8 @@ CONTROL_SHARE = 1.3  # working memory with the ControlNet over that of the UNet 
 
 class SeeSR(KeepsLastSteps):
     """Stable Diffusion 2 guided by the low-quality picture, its tags and their embedding, as a `Restorer`.
+
+    Base, networks and tagger belong to it: it moves them, and a second one over the same would move them as well.
 
     Args:
         base: Stable Diffusion 2-base or 2.1-base with SeeSR's UNet in place of its own, or SD-Turbo with SeeSR's image
@@ -125,14 +127,19 @@ class SeeSR(KeepsLastSteps):
         ):
             if chosen not in known:
                 raise ConfigError(f"{option}={chosen!r}; expected {', '.join(map(str, known))}.")
-        if compat:
-            whole_scale(upscale)
+        if compat and process_size // whole_scale(upscale) * upscale < 8:
+            raise ConfigError(
+                f"process_size={process_size}: with compat and upscale={upscale:g}, pictures of no pixels arise."
+            )
         if vae_tiles is not None and not compat:
             raise ConfigError("vae_tiles are for compat='upstream'; without it the VAE works in strips, which have no seams.")
         plan_latent_tiles(1, 1, tile=latent_tile, overlap=overlap)  # checks them
         timesteps = trailing(steps) if turbo else leading(steps)
         self.steps = steps_of(base.alphas, timesteps, stride=len(base.alphas) // steps if compat else None)
-        self.spec = spec.model_copy(update={"default_scale": float(upscale)})
+        # The published steps go through 8 bits.
+        self.spec = spec.model_copy(
+            update={"default_scale": float(upscale), "differentiable": spec.differentiable and compat is None}
+        )
         self.base, self.networks, self.tagger = base, networks, tagger
         self.sources: tuple[Origin, ...] = ()
         self.guidance_scale, self.conditioning_scale = guidance, conditioning_scale
@@ -185,27 +192,34 @@ class SeeSR(KeepsLastSteps):
         prompts: Sequence[Prompt | None] | None = None,
         noise: NoiseSource | None = None,
     ) -> Tensor:
-        """See `pnp_irib.Restorer`. Differentiable, see also `gradients_through`.
+        """See `pnp_irib.Restorer`. Differentiable without ``compat``, see also `gradients_through`.
 
         A prompt with tags or an embedding stands for what the tagger would read; one without is the user's and comes behind
         the tags of the tagger. Without ``noise`` every picture has that of seed 0.
 
         Raises:
             ConfigError: ``compat`` and a scale that is no whole number.
+            InputError: see `read`.
         """
         given = list(prompts) if prompts is not None else [None] * lq.shape[0]
-        noise = noise or SeededNoise([0] * lq.shape[0])
+        noise = SeededNoise([0] * lq.shape[0]) if noise is None else noise
         if self.compat:
             return self._as_published(lq, scale, given, noise)
         size = output_size(lq.shape[-2], lq.shape[-1], self.upscale if scale is None else scale)
         larger = max(1.0, self.process_size / min(size))
         seen = resize(lq, (max(size[0], round(size[0] * larger)), max(size[1], round(size[1] * larger)))).clamp(0, 1)
         picture = self.denoise(pad_to(seen, multiple_of=self.base.factor), *self.read(lq, given), noise) * 0.5 + 0.5
-        picture = picture[..., : seen.shape[-2], : seen.shape[-1]].to(lq.dtype)
+        picture = picture[..., : seen.shape[-2], : seen.shape[-1]].to(lq)
         return resize(match_color(picture, seen, self.color), size)
 
     def read(self, lq: Tensor, prompts: Sequence[Prompt | None]) -> tuple[list[str], Tensor]:
-        """Texts for the text encoder, and embeddings (N, T, 512), of pictures and what is known of them."""
+        """Texts for the text encoder, and embeddings (N, T, 512), of pictures and what is known of them.
+
+        Raises:
+            InputError: prompts that do not fit the pictures, or embeddings that do not fit the networks.
+        """
+        if len(prompts) != lq.shape[0]:
+            raise InputError(f"{len(prompts)} prompts for {lq.shape[0]} pictures; give one a picture, which may be None.")
         texts, images = [], []
         for number, prompt in enumerate(prompts):
             image = None if prompt is None else prompt.embedding
@@ -215,8 +229,16 @@ class SeeSR(KeepsLastSteps):
                     ((found, embedding),) = self.tagger.read(lq[number : number + 1].to(self.device))
                 image = embedding if image is None else image
                 tags = found.text if tags is None else tags
+            if image.ndim != 2 or image.shape[1] != IMAGE_WIDTH:
+                raise InputError(
+                    f"the embedding of a prompt is {tuple(image.shape)}; expected (tokens, {IMAGE_WIDTH}), as DAPE gives it."
+                )
             texts.append(self.prompt_text(tags, "" if user is None else str(user)))
             images.append(image.to(device=self.device, dtype=self.dtype))
+        if len({len(image) for image in images}) > 1:
+            raise InputError(
+                "the embeddings of the prompts have several numbers of tokens; restore these pictures one by one."
+            )
         return texts, torch.stack(images)
 
     def prompt_text(self, tags: str, user: str = "") -> str:
@@ -276,8 +298,7 @@ class SeeSR(KeepsLastSteps):
                     if not guided:
                         return self._noise(cut, timestep, text, pictured, read, most)
                     negative = words[-1:].expand_as(text)
-                    doubled = (torch.cat([x, x]) for x in (cut, pictured, read))
-                    cut, pictured, read = doubled
+                    cut, pictured, read = (torch.cat([x, x]) for x in (cut, pictured, read))
                     found = self._noise(cut, timestep, torch.cat([negative, text]), pictured, read, most)
                     without, along = found.chunk(2)
                     return without + self.guidance_scale * (along - without)
@@ -307,8 +328,9 @@ class SeeSR(KeepsLastSteps):
         given = eight_bits(lq)
         size: dict[str, Any] = {"upscale": factor, "process_size": self.process_size, "last": Image.Resampling.BICUBIC}
         seen = [enlarge(picture, **size) for picture in given]
-        read = self.read(batch_of(given).to(self.device), prompts)
-        found = (self.denoise(batch_of(seen), *read, noise).detach() * 0.5 + 0.5).clamp(0, 1)
+        with torch.no_grad():
+            read = self.read(batch_of(given).to(self.device), prompts)
+            found = (self.denoise(batch_of(seen), *read, noise) * 0.5 + 0.5).clamp(0, 1)
         eight = [recolor(rounded(one), other, self.color) for one, other in zip(found, seen, strict=True)]
         wanted = (lq.shape[-1] * factor, lq.shape[-2] * factor)
         done = [np.array(Image.fromarray(one).resize(wanted, Image.Resampling.BICUBIC)) for one in eight]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pnp_irib.profile import PRESETS
 from pnp_irib.spec import Licence, RestorerSpec, WeightsFile
 
-__all__ = ["SEESR", "SEESR_TURBO"]
+__all__ = ["FILES", "SEESR", "SEESR_TURBO", "WEIGHTS"]
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+FILES = tuple(f"{part}/{file}" for part in ("unet", "controlnet") for file in ("config.json", WEIGHTS))
 _PLACE = "https://github.com/cswry/SeeSR"  # its README names the folders of two file hosts
 
 
 def _spec(name: str, title: str, weights_licence: Licence) -> RestorerSpec:
-    files = [f"seesr/{part}/{file}" for part in ("unet", "controlnet") for file in ("config.json", WEIGHTS)]
     return RestorerSpec(
         name=name,
         title=title,
@@ -26,15 +27,14 @@ def _spec(name: str, title: str, weights_licence: Licence) -> RestorerSpec:
         code_licence=Licence(name="Apache-2.0", commercial=True),
         weights_licence=weights_licence,
         paper="https://arxiv.org/abs/2311.16518",
-        weights=tuple(WeightsFile(name=file, places=(_PLACE,)) for file in files),
+        weights=tuple(WeightsFile(name=f"seesr/{file}", places=(_PLACE,)) for file in FILES),
     )
 
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 SEESR = _spec(
     "seesr",
     "SeeSR (50 steps of Stable Diffusion 2, tags and picture embedding)",
-    Licence(name="OpenRAIL++-M", commercial=True),  # of the base model; its own are Apache-2.0
+    Licence(name="OpenRAIL++-M", commercial=None),  # of the base model; its own are Apache-2.0; the tagger's are not stated
 )
 SEESR_TURBO = _spec(
     "seesr-turbo",

@@ -118,7 +118,11 @@ def _at(place: str | Path, known: KnownModel | None, *, only_configs: bool, with
         with contextlib.suppress(ConfigError):  # a path, then, where nothing is
             name = parse_name(str(place))
     if name.kind == "hf-hub":
-        files = [name for name in (CONFIGS if only_configs else (*CONFIGS, *WEIGHTS)) if not name.startswith(f"{without}/")]
+        files = [
+            name
+            for name in (CONFIGS if only_configs else (*CONFIGS, *WEIGHTS))
+            if without is None or not name.startswith(f"{without}/")
+        ]
         licence = f"{known.licence} for {known.title}" if known is not None else None
         fetched = fetch(name, files, optional=OPTIONAL, licence=licence, expected=known.hashes if known else None)
         return Found(fetched.folder, fetched.origin())

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pnp_irib.errors import ConfigError
+from pnp_irib.errors import ConfigError, check_number
 
 __all__ = ["KeepsLastSteps", "Step", "ancestral_step", "leading", "noised", "sample", "steps_of", "trailing"]
 
@@ -41,9 +41,9 @@ def leading(count: int, total: int = 1000, offset: int = 1) -> tuple[int, ...]:
     """Timesteps that begin below the noisiest and end at ``offset``, as schedulers of Stable Diffusion 1 and 2 space them.
 
     Raises:
-        ConfigError: more steps than timesteps.
+        ConfigError: more steps than timesteps that lie so.
     """
-    _possible(count, total)
+    _possible(count, total - offset)
     return tuple(k * (total // count) + offset for k in reversed(range(count)))
 
 
@@ -147,11 +147,12 @@ class KeepsLastSteps:
     def gradients_through(self, steps: int) -> Iterator[None]:
         """Inside, gradients pass through the last ``steps`` steps of each restoration; the ones before are constants.
 
+        One thread at a time.
+
         Raises:
-            ConfigError: fewer than one.
+            ConfigError: it is no number from 1 on.
         """
-        if steps < 1:
-            raise ConfigError(f"gradients through {steps} steps; expected at least 1.")
+        check_number("steps", steps, whole=True)
         before, self.kept_steps = self.kept_steps, steps
         try:
             yield

@@ -31,8 +31,9 @@ def load_prior(
     """
     if isinstance(config, PixelPriorConfig):
         return PixelPrior(config, PixelDenoiser.from_pretrained(config.denoiser).to(device).requires_grad_(False))
-    if base is not None and (config.base is None or known_as(config.base) == base.place):
+    lent = base is not None and base.fingerprint is not None  # else its weights were changed for good
+    if base is not None and lent and (config.base is None or known_as(config.base) == base.place):
         return LatentPrior(config, base)
     if config.base is None:
-        raise ConfigError("prior.base is not set, and there is no Stable Diffusion to share; name one.")
+        raise ConfigError("prior.base is not set, and there is no Stable Diffusion to share as it was made; name one.")
     return LatentPrior(config, StableDiffusion.load(config.base).to(torch.device(device)))

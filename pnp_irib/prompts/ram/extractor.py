@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from pnp_irib.hub import Origin
     from pnp_irib.prompts.ram.model import RamModel
-    from pnp_irib.prompts.ram.network import RamNetwork, RamOutput
+    from pnp_irib.prompts.ram.network import RamNetwork
 
 __all__ = ["RamTags"]
 
@@ -122,12 +122,15 @@ class RamTags:
             raise InputError("pictures must be finite; some values are NaN or infinite.")
         self.to(pictures.device)
         # One by one: in a batch the products take other code paths, and the last digit of a score may decide about a tag.
-        seen = [self.network(one[None]) for one in pictures.float().clamp(0, 1)]
-        return [(self._prompt(one), one.embedding[0]) for one in seen]
+        # In a dtype of its own also under autocast, for the same reason.
+        with torch.autocast(pictures.device.type, enabled=False):
+            embeddings = [self.network.embed(one[None])[0] for one in pictures.float().clamp(0, 1)]
+            return [(self._prompt(one), one) for one in embeddings]
 
-    def _prompt(self, seen: RamOutput) -> Prompt:
-        labels, logits = self._loaded().labels, seen.logits[0].detach().float().cpu()
-        if not (logits.isfinite().all() and seen.embedding.isfinite().all()):
+    @torch.no_grad()
+    def _prompt(self, embedding: Tensor) -> Prompt:
+        labels, logits = self._loaded().labels, self.network.classify(embedding[None])[0].float().cpu()
+        if not (logits.isfinite().all() and embedding.isfinite().all()):
             if self.dtype == torch.float16:
                 raise ConfigError("the tagger gave values that float16 cannot hold; use float32 or bfloat16.")
             raise WeightsError(f"{self.source}: its values are not finite, so the weights are damaged; fetch them anew.")

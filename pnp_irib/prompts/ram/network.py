@@ -118,7 +118,7 @@ class RamNetwork(nn.Module):
         weights = [self.label_embed, *self.wordvec_proj.parameters()]
         recorded = torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)
         if recorded or any(weight.is_inference() for weight in weights):  # which count no versions
-            return F.relu(self.wordvec_proj(self.label_embed))
+            return self._stream()
         versions = [weight._version for weight in weights]
         if self._kept is not None:
             known, known_versions, stream = self._kept
@@ -126,10 +126,14 @@ class RamNetwork(nn.Module):
                 return stream
         # Outside of inference mode: a stream made inside of it could never take part in training.
         with torch.inference_mode(False), torch.no_grad():
-            stream = F.relu(self.wordvec_proj(self.label_embed))
+            stream = self._stream()
             # The memory itself is held, so that no other weight can take its address and be mistaken for it.
             self._kept = ([weight.detach() for weight in weights], versions, stream)
         return stream
+
+    def _stream(self) -> Tensor:
+        with torch.autocast(self.label_embed.device.type, enabled=False):  # what is kept must not depend on who asked first
+            return F.relu(self.wordvec_proj(self.label_embed))
 
 
 def check_pictures(pictures: Tensor) -> None:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from pnp_irib import load_restorer, wrap
 from pnp_irib.diffusion.vae import encode
-from pnp_irib.errors import ConfigError, WeightsError
+from pnp_irib.errors import ConfigError, InputError, WeightsError
 from pnp_irib.noise import SeededNoise
+from pnp_irib.priors import LatentPriorConfig, load_prior
 from pnp_irib.profile import PRESETS
 from pnp_irib.projectors import PixelArchitecture, PixelProjector
 from pnp_irib.prompts import Prompt, Tag
@@ -215,17 +216,68 @@ def test_look_forward_reads_the_estimate_and_its_embedding_reaches_the_unet() ->
     projector = PixelProjector(PixelArchitecture(widths=(8, 8), encoder_blocks=(1,), middle_blocks=1, decoder_blocks=(1,)))
     with torch.no_grad():
         for parameter in projector.parameters():
-            parameter.normal_(0, 0.3, generator=torch.Generator().manual_seed(parameter.numel()))
+            parameter.normal_(0, 0.15, generator=torch.Generator().manual_seed(parameter.numel()))
     seen: list[Tensor] = []
     hook = restorer.networks.register_forward_hook(lambda _, given, out: seen.append(given[3][-1]))
-    robust = wrap(restorer, projector=projector, extractor=restorer.tagger, lfo=1)
+    robust = wrap(restorer, projector=projector, lfo=1)  # its own tagger extracts
     result = robust(picture(16, 20), seed=1)
     hook.remove()
-    estimate = result.trace[-2].lq if result.trace else result.lq
-    expected = restorer.tagger(estimate[None])[0]
+    first, second = (one.lq for one in result.trace)
+    assert (first - second).abs().max() > 1e-3
+    assert (first - result.picture.rgb[0]).abs().max() > 1e-2
+    expected = restorer.tagger(first[None])[0]
     assert expected.embedding is not None
     assert all(torch.allclose(one, expected.embedding, atol=1e-5) for one in seen)
     assert result.prompt.text == expected.text
+
+
+def test_the_published_steps_pass_no_gradients() -> None:
+    restorer, lq = build(compat="upstream"), picture(8, 8)
+    assert not restorer.spec.differentiable
+    assert build().spec.differentiable
+    with torch.no_grad():
+        expected = restorer.restore(lq)
+    found = restorer.restore(lq.clone().requires_grad_())
+    assert not found.requires_grad
+    assert torch.equal(found, expected)
+
+
+def test_autocast_before_changes_nothing_after() -> None:
+    restorer, lq = load(), picture(12, 12)
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            texts, image = restorer.read(lq, [None])
+            restorer.restore(lq)
+        after = restorer.read(lq, [None])
+        torch.testing.assert_close(restorer.restore(lq), build().restore(lq))
+    assert texts == after[0]
+    assert torch.equal(image, after[1])
+
+
+@pytest.mark.parametrize(
+    ("prompts", "match"),
+    [
+        ([None, None], "2 prompts for 1 pictures"),
+        ([Prompt("", embedding=torch.zeros(10, 300))], r"is \(10, 300\); expected \(tokens, 512\)"),
+        ([Prompt("", embedding=torch.zeros(512))], r"is \(512,\)"),
+    ],
+)
+def test_prompts_that_do_not_fit_are_told(prompts: list[Prompt | None], match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        build().restore(picture(8, 8), prompts=prompts)
+
+
+def test_embeddings_of_several_lengths_are_told() -> None:
+    prompts = [Prompt("", embedding=torch.zeros(tokens, 512)) for tokens in (10, 145)]
+    with pytest.raises(InputError, match="several numbers of tokens"):
+        build().restore(torch.rand(2, 3, 8, 8), prompts=prompts)
+
+
+def test_nothing_of_another_model_is_put_on_its_unet() -> None:
+    base = load().base
+    assert base.fingerprint is None
+    with pytest.raises(ConfigError, match="no Stable Diffusion to share as it was made"):
+        load_prior(LatentPriorConfig(), base=base)
 
 
 def test_other_degradations_of_a_projector_are_told() -> None:
@@ -249,6 +301,19 @@ def test_in_bfloat16_it_comes_close() -> None:
     assert (low - whole).abs().mean() < 0.05
 
 
+def another_text_encoder(folder: Path) -> Path:
+    """The base with words of another width."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    other = folder / "other"
+    shutil.copytree(BASE, other, copy_function=shutil.copyfile)
+    shutil.rmtree(other / "text_encoder")
+    sizes: dict[str, Any] = {"hidden_size": 24, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    encoder: Any = CLIPTextModel(CLIPTextConfig(vocab_size=49408, **sizes))
+    encoder.save_pretrained(other / "text_encoder")
+    return other
+
+
 def test_what_is_missing_or_does_not_fit_is_told(tmp_path: Path, turbo: Path) -> None:
     def told(match: str, **options: Any) -> None:
         given: dict[str, Any] = {"base": BASE, "checkpoint": MODEL / "seesr", "dape": DAPE}
@@ -258,6 +323,9 @@ def test_what_is_missing_or_does_not_fit_is_told(tmp_path: Path, turbo: Path) ->
     told("seesr needs checkpoint=, the folder with unet/ and controlnet/", checkpoint=None)
     told(r"seesr needs dape=, .*ram_swin_large_14m\.pth", dape=None)
     told("no folder at", checkpoint=tmp_path / "none")
+    told("reads its base itself", base=build().base)
+    told("these parts do not belong together: .*the text encoder 24, the UNet 16", base=another_text_encoder(tmp_path))
+    told("pictures of no pixels", compat="upstream", upscale=3, process_size=8)
     told("expected a folder with the files of RAM and DAPE", dape=tmp_path / "none")
     told(r"controlnet/config\.json cannot be read", checkpoint=tmp_path)
     stock_only = tmp_path / "stock"

@@ -17,7 +17,7 @@ from pnp_irib.projectors import PixelProjector
 from pnp_irib.projectors.pixel import PixelArchitecture
 from pnp_irib.prompts import Prompt, PromptExtractor, RamTags, load_extractor
 from pnp_irib.prompts.ram.model import RamModel
-from pnp_irib.prompts.ram.network import RamNetwork, RamOutput
+from pnp_irib.prompts.ram.network import RamNetwork
 from tests.prompts.ram.tiny import SIZES, Tiny
 from tests.wrapper.models import Stated
 
@@ -65,13 +65,13 @@ def test_the_embedding_is_on_the_prompt(folder: Path) -> None:
 def test_alone_and_in_a_batch_are_the_same_to_the_last_bit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     extractor, given = RamTags(folder), pictures(3)
     shown: list[int] = []
-    forward = RamNetwork.forward
+    embed = RamNetwork.embed
 
-    def spy(net: RamNetwork, shown_to_it: Tensor) -> RamOutput:
+    def spy(net: RamNetwork, shown_to_it: Tensor) -> Tensor:
         shown.append(len(shown_to_it))
-        return forward(net, shown_to_it)
+        return embed(net, shown_to_it)
 
-    monkeypatch.setattr(RamNetwork, "forward", spy)
+    monkeypatch.setattr(RamNetwork, "embed", spy)
     together = extractor(given)
     for i, one in enumerate(given):
         (alone,) = extractor(one[None])
