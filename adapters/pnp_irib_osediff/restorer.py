@@ -7,28 +7,25 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from pnp_irib.diffusion.base import StableDiffusion
-from pnp_irib.diffusion.latents import LatentTiles, plan_latent_tiles
 from pnp_irib.diffusion.lora import adapter_names, merge
 from pnp_irib.diffusion.one_step import OneStepResult, one_step
 from pnp_irib.diffusion.places import SD21_BASE
 from pnp_irib.diffusion.published import batch_of, eight_bits, enlarge, recolor, truncated, whole_scale
-from pnp_irib.diffusion.vae import PublishedTiles, VaeMode
-from pnp_irib.errors import ConfigError, WeightsError, check_number, did_you_mean
-from pnp_irib.hub import Origin
-from pnp_irib.images.color import ColorMatch, match_color
-from pnp_irib.images.padding import pad_to
+from pnp_irib.diffusion.restorer import DiffusionRestorer, check_options
+from pnp_irib.diffusion.vae import PublishedTiles
+from pnp_irib.errors import ConfigError, WeightsError, check_number
+from pnp_irib.images.color import ColorMatch
 from pnp_irib.images.resize import resize
 from pnp_irib.images.tensors import output_size
 from pnp_irib.prompts import Prompt
 from pnp_irib.restorer import NoiseSource
-from pnp_irib.runtime import choose_device, choose_dtype
 from pnp_irib.spec import RestorerSpec
 from pnp_irib.weights import origin_of, resolve_file
 from pnp_irib_osediff.checkpoint import UNET_ADAPTERS, VAE_ADAPTER, Checkpoint
@@ -37,7 +34,7 @@ from pnp_irib_osediff.spec import OSEDIFF, OSEDIFF_FACE
 __all__ = ["OSEDiff", "load_osediff", "load_osediff_face", "prompt_text"]
 
 
-class OSEDiff:
+class OSEDiff(DiffusionRestorer):
     """One step of Stable Diffusion 2.1 with OSEDiff's LoRA, as a `Restorer`.
 
     Args:
@@ -80,34 +77,22 @@ class OSEDiff:
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype = "auto",
     ) -> None:
-        if compat not in {None, "upstream"}:
-            raise ConfigError(f"compat={compat!r}; expected None or 'upstream'.")
-        upscale = spec.default_scale if upscale is None else upscale
-        check_number("upscale", upscale, most=64)
-        for option, value in (("process_size", process_size), ("tile_batch", tile_batch), ("latent_tile", latent_tile)):
-            check_number(option, value, whole=True)
-        check_number("latent_overlap", latent_overlap, whole=True, zero=True)
-        if memory is not None:
-            check_number("memory", memory)
-        assert upscale is not None
-        if compat and upscale != int(upscale):
-            raise ConfigError(
-                f"upscale={upscale}: the published script enlarges by whole numbers. Leave compat out for others."
-            )
-        if color not in {"adain", "wavelet", "none"}:
-            raise ConfigError(f"color={color!r}; expected adain, wavelet or none.")
-        plan_latent_tiles(1, 1, tile=latent_tile, overlap=latent_overlap)  # checks them
-        self.spec = spec.model_copy(update={"default_scale": float(upscale)})
-        self.base = base
-        self.sources: tuple[Origin, ...] = ()
-        self.compat = compat
-        self.upscale = upscale
-        self.process_size = process_size
-        self.color = color
-        self.latent_tile, self.latent_overlap, self.tile_batch = latent_tile, latent_overlap, tile_batch
-        if vae_tiles is not None and not compat:
-            raise ConfigError("vae_tiles are for compat='upstream'; without it the VAE works in strips, which have no seams.")
-        self.vae_mode: VaeMode = (vae_tiles or PublishedTiles()) if compat else "strips"
+        super().__init__(
+            base,
+            spec,
+            compat=compat,
+            upscale=upscale,
+            process_size=process_size,
+            color=color,
+            latent_tile=latent_tile,
+            latent_overlap=latent_overlap,
+            vae_tiles=vae_tiles,
+            memory=memory,
+            device=device,
+            dtype=dtype,
+        )
+        check_number("tile_batch", tile_batch, whole=True)
+        self.tile_batch = tile_batch
         taken = adapter_names(base.unet) | adapter_names(base.vae)
         if base.fingerprint is None or taken & {*UNET_ADAPTERS, VAE_ADAPTER} or (merged and taken):
             raise ConfigError(
@@ -121,36 +106,7 @@ class OSEDiff:
             merge(base.unet, UNET_ADAPTERS)
             merge(base.vae, [VAE_ADAPTER])
             base.fingerprint = None
-        place = choose_device(str(device))
-        dtype = choose_dtype(dtype, place, spec.safe_dtypes)
-        if memory is None:
-            self.to(place, dtype)
-        else:
-            base.to(dtype=dtype)
-            base.limit_memory(int(memory * 1e9), place)
-
-    def to(self, device: Any = None, dtype: Any = None) -> Self:
-        """Move in place; ``dtype`` may be "auto"."""
-        target = self.base.device if device is None else choose_device(str(device))
-        if dtype is not None:
-            dtype = choose_dtype(dtype, target, self.spec.safe_dtypes)
-        self.base.to(target, dtype)
-        return self
-
-    @property
-    def device(self) -> torch.device:
-        """Where it runs."""
-        return self.base.device
-
-    @property
-    def origins(self) -> tuple[Origin, ...]:
-        """What it was loaded from: the base, and where it was loaded by `load_osediff` its checkpoint."""
-        return (*self.sources, *(() if self.base.origin is None else (self.base.origin,)))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of its parts."""
-        return self.base.dtype
+        self.settle()
 
     def restore(
         self,
@@ -172,13 +128,7 @@ class OSEDiff:
         embedding = self.base.embed([prompt_text(p) for p in prompts or [None] * lq.shape[0]])
         if self.compat:
             return self._as_published(lq, scale, embedding, noise)
-        size = output_size(lq.shape[-2], lq.shape[-1], self.upscale if scale is None else scale)
-        larger = max(1.0, self.process_size / min(size))
-        seen = resize(lq, (max(size[0], round(size[0] * larger)), max(size[1], round(size[1] * larger)))).clamp(0, 1)
-        padded = pad_to(seen, multiple_of=self.base.factor)
-        picture = self.step(padded * 2 - 1, embedding, noise).picture * 0.5 + 0.5
-        picture = picture[..., : seen.shape[-2], : seen.shape[-1]].to(lq.dtype)
-        return resize(match_color(picture, seen, self.color), size)
+        return self.framed(lq, scale, lambda seen: self.step(seen * 2 - 1, embedding, noise).picture * 0.5 + 0.5)
 
     def step(self, pictures: Tensor, embedding: Tensor, noise: NoiseSource | None) -> OneStepResult:
         """The network alone.
@@ -201,7 +151,7 @@ class OSEDiff:
                 pictures.to(device=self.device, dtype=self.dtype),
                 embedding.to(device=self.device, dtype=self.dtype),
                 draw=draw,
-                plan=self._plan,
+                plan=self.plan,
                 batch=self.tile_batch,
                 vae_mode=self.vae_mode,
                 stray_noise=self.compat is not None,
@@ -216,13 +166,6 @@ class OSEDiff:
             return
         with self.base.acting(UNET_ADAPTERS, [VAE_ADAPTER]):
             yield
-
-    def _plan(self, height: int, width: int) -> LatentTiles | None:
-        if torch.is_grad_enabled() and not self.compat:
-            return None
-        return plan_latent_tiles(
-            height, width, tile=self.latent_tile, overlap=self.latent_overlap, compat=self.compat is not None
-        )
 
     def _as_published(self, lq: Tensor, scale: float | None, embedding: Tensor, noise: NoiseSource | None) -> Tensor:
         factor = whole_scale(self.upscale if scale is None else scale)
@@ -269,12 +212,8 @@ def _load(
         ConfigError: there is no such option.
         WeightsError: something is missing, damaged, or does not fit.
     """
-    accepted = inspect.signature(OSEDiff).parameters
-    if unknown := [name for name in options if name not in accepted or name == "spec"]:
-        known = ", ".join(["base", "checkpoint", *(name for name in list(accepted)[3:])])
-        raise ConfigError(
-            f"{spec.name} has no option {unknown[0]!r}. {did_you_mean(unknown[0], accepted)}Its options: {known}."
-        )
+    accepted = list(inspect.signature(OSEDiff).parameters)
+    check_options(spec.name, options, [name for name in accepted if name not in ("base", "checkpoint", "spec")])
     if checkpoint is None:
         raise WeightsError(
             f"{spec.name} needs checkpoint=, the file {spec.weights[0].name} (from {spec.weights[0].places[0]})."

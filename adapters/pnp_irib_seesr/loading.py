@@ -8,7 +8,8 @@ from typing import Any
 
 from pnp_irib.diffusion.base import StableDiffusion
 from pnp_irib.diffusion.places import SD21_BASE, SD_TURBO
-from pnp_irib.errors import ConfigError, WeightsError, did_you_mean
+from pnp_irib.diffusion.restorer import check_options
+from pnp_irib.errors import ConfigError, WeightsError
 from pnp_irib.hub import Origin, parse_name
 from pnp_irib.hub.download import fetch
 from pnp_irib.prompts.ram import RamTags
@@ -66,12 +67,7 @@ def _load(
         ConfigError: there is no such option.
         WeightsError: something is missing, damaged, or does not fit.
     """
-    accepted = [name for name in list(inspect.signature(SeeSR).parameters) if name not in _OWN]
-    if unknown := [name for name in options if name not in accepted]:
-        known = ", ".join(["base", "checkpoint", "dape", *accepted])
-        raise ConfigError(
-            f"{spec.name} has no option {unknown[0]!r}. {did_you_mean(unknown[0], accepted)}Its options: {known}."
-        )
+    check_options(spec.name, options, [name for name in inspect.signature(SeeSR).parameters if name not in _OWN])
     if checkpoint is None:
         raise WeightsError(
             f"{spec.name} needs checkpoint=, the folder with unet/ and controlnet/ (named in the README of "

@@ -13,22 +13,18 @@ from torch import Tensor
 
 from pnp_irib.convolution import in_fewer_products
 from pnp_irib.diffusion.base import StableDiffusion
-from pnp_irib.diffusion.latents import Cuts, LatentTiles, plan_latent_tiles, predict_in_tiles
+from pnp_irib.diffusion.latents import Cuts, predict_in_tiles
 from pnp_irib.diffusion.offload import unet_bytes, vae_bytes
 from pnp_irib.diffusion.published import batch_of, eight_bits, enlarge, recolor, rounded, whole_scale
+from pnp_irib.diffusion.restorer import DiffusionRestorer, check_choices
 from pnp_irib.diffusion.schedule import KeepsLastSteps, leading, noised, sample, steps_of, trailing
-from pnp_irib.diffusion.vae import PublishedTiles, VaeMode, decode, encode, sample_posterior
-from pnp_irib.errors import ConfigError, InputError, check_number
-from pnp_irib.hub import Origin
-from pnp_irib.images.color import ColorMatch, match_color
-from pnp_irib.images.padding import pad_to
-from pnp_irib.images.resize import resize
-from pnp_irib.images.tensors import output_size
+from pnp_irib.diffusion.vae import PublishedTiles, decode, encode, sample_posterior
+from pnp_irib.errors import InputError, check_number
+from pnp_irib.images.color import ColorMatch
 from pnp_irib.noise import SeededNoise
 from pnp_irib.prompts import Prompt
 from pnp_irib.prompts.ram import RamTags
 from pnp_irib.restorer import NoiseSource
-from pnp_irib.runtime import choose_device, choose_dtype
 from pnp_irib.spec import RestorerSpec
 from pnp_irib_seesr.networks import IMAGE_WIDTH, Networks
 from pnp_irib_seesr.spec import SEESR
@@ -41,7 +37,7 @@ START_LEVEL = 999  # of the published code, whichever timestep comes first
 CONTROL_SHARE = 1.3  # working memory with the ControlNet over that of the UNet alone: 1.13 to 1.30 as measured
 
 
-class SeeSR(KeepsLastSteps):
+class SeeSR(KeepsLastSteps, DiffusionRestorer):
     """Stable Diffusion 2 guided by the low-quality picture, its tags and their embedding, as a `Restorer`.
 
     Base, networks and tagger belong to it: it moves them, and a second one over the same would move them as well.
@@ -108,81 +104,41 @@ class SeeSR(KeepsLastSteps):
         steps = (2 if turbo else 50) if num_inference_steps is None else num_inference_steps
         guidance = (1.0 if turbo else 5.5) if guidance_scale is None else guidance_scale
         overlap = (32 if turbo else 4) if latent_overlap is None else latent_overlap
-        upscale = spec.default_scale if upscale is None else upscale
-        check_number("upscale", upscale, most=64)
+        super().__init__(
+            base,
+            spec,
+            compat=compat,
+            upscale=upscale,
+            process_size=process_size,
+            color=color,
+            latent_tile=latent_tile,
+            latent_overlap=overlap,
+            vae_tiles=vae_tiles,
+            memory=memory,
+            device=device,
+            dtype=dtype,
+        )
         check_number("num_inference_steps", steps, whole=True, most=len(base.alphas))
-        whole = {"process_size": process_size, "latent_tile": latent_tile, "batch": batch}
-        for option, value in whole.items():
-            check_number(option, value, whole=True)
-        check_number("latent_overlap", overlap, whole=True, zero=True)
+        check_number("batch", batch, whole=True)
         for option, number in (("guidance_scale", guidance), ("conditioning_scale", conditioning_scale)):
             check_number(option, number, zero=True)
-        if memory is not None:
-            check_number("memory", memory)
-        assert upscale is not None
-        for option, chosen, known in (
-            ("compat", compat, (None, "upstream")),
-            ("start", start, ("lr", "noise")),
-            ("color", color, ("adain", "wavelet", "none")),
-        ):
-            if chosen not in known:
-                raise ConfigError(f"{option}={chosen!r}; expected {', '.join(map(str, known))}.")
-        if compat and process_size // whole_scale(upscale) * upscale < 8:
-            raise ConfigError(
-                f"process_size={process_size}: with compat and upscale={upscale:g}, pictures of no pixels arise."
-            )
-        if vae_tiles is not None and not compat:
-            raise ConfigError("vae_tiles are for compat='upstream'; without it the VAE works in strips, which have no seams.")
-        plan_latent_tiles(1, 1, tile=latent_tile, overlap=overlap)  # checks them
+        check_choices(start=(start, ("lr", "noise")))
         timesteps = trailing(steps) if turbo else leading(steps)
         self.steps = steps_of(base.alphas, timesteps, stride=len(base.alphas) // steps if compat else None)
-        # The published steps go through 8 bits.
-        self.spec = spec.model_copy(
-            update={"default_scale": float(upscale), "differentiable": spec.differentiable and compat is None}
-        )
-        self.base, self.networks, self.tagger = base, networks, tagger
-        self.sources: tuple[Origin, ...] = ()
+        self.networks, self.tagger, self.batch = networks, tagger, batch
         self.guidance_scale, self.conditioning_scale = guidance, conditioning_scale
         self.added_prompt, self.negative_prompt, self.start = added_prompt, negative_prompt, start
-        self.compat, self.upscale, self.process_size, self.color = compat, upscale, process_size, color
-        self.latent_tile, self.latent_overlap, self.batch = latent_tile, overlap, batch
-        self.vae_mode: VaeMode = (vae_tiles or PublishedTiles()) if compat else "strips"
         self.on_step: Callable[[int, Tensor, Tensor], None] | None = None
-        place = choose_device(str(device))
-        dtype = choose_dtype(dtype, place, spec.safe_dtypes)
-        if memory is None:
-            self.to(place, dtype)
-        else:
-            base.to(dtype=dtype)
-            networks.to(dtype=dtype)
-            base.limit_memory(int(memory * 1e9), place, unet=networks, tagger=tagger.network)
+        self.settle(**({} if memory is None else {"unet": networks, "tagger": tagger.network}))
 
     def to(self, device: Any = None, dtype: Any = None) -> Self:
         """Move in place; ``dtype`` may be "auto". The tagger moves along and keeps its dtype."""
-        target = self.base.device if device is None else choose_device(str(device))
-        if dtype is not None:
-            dtype = choose_dtype(dtype, target, self.spec.safe_dtypes)
-        self.base.to(target, dtype)
+        super().to(device, dtype)
         waiting = self.base.offload is not None
-        self.networks.to(device=None if waiting else target, dtype=dtype)
+        self.networks.to(device=None if waiting else self.device, dtype=self.dtype)
         if not waiting:
-            self.tagger.to(target)
+            self.tagger.to(self.device)
         return self
-
-    @property
-    def device(self) -> torch.device:
-        """Where it runs."""
-        return self.base.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of its parts."""
-        return self.base.dtype
-
-    @property
-    def origins(self) -> tuple[Origin, ...]:
-        """What it was loaded from."""
-        return (*self.sources, *(() if self.base.origin is None else (self.base.origin,)))
 
     def restore(
         self,
@@ -205,12 +161,8 @@ class SeeSR(KeepsLastSteps):
         noise = SeededNoise([0] * lq.shape[0]) if noise is None else noise
         if self.compat:
             return self._as_published(lq, scale, given, noise)
-        size = output_size(lq.shape[-2], lq.shape[-1], self.upscale if scale is None else scale)
-        larger = max(1.0, self.process_size / min(size))
-        seen = resize(lq, (max(size[0], round(size[0] * larger)), max(size[1], round(size[1] * larger)))).clamp(0, 1)
-        picture = self.denoise(pad_to(seen, multiple_of=self.base.factor), *self.read(lq, given), noise) * 0.5 + 0.5
-        picture = picture[..., : seen.shape[-2], : seen.shape[-1]].to(lq)
-        return resize(match_color(picture, seen, self.color), size)
+        read = self.read(lq, given)
+        return self.framed(lq, scale, lambda seen: self.denoise(seen, *read, noise) * 0.5 + 0.5)
 
     def read(self, lq: Tensor, prompts: Sequence[Prompt | None]) -> tuple[list[str], Tensor]:
         """Texts for the text encoder, and embeddings (N, T, 512), of pictures and what is known of them.
@@ -279,7 +231,7 @@ class SeeSR(KeepsLastSteps):
                 known = sample_posterior(mean, logvar, draw(shape)) if self.compat else mean
                 level = self.base.alphas[START_LEVEL].item() if self.compat else self.steps[0].alpha
                 latent = noised(known * self.base.vae.config.scaling_factor, latent, level)
-        tiles = self._plan(shape[-2], shape[-1])
+        tiles = self.plan(shape[-2], shape[-1])
         height, width = (tiles.height, tiles.width) if tiles else shape[-2:]
         most = self.batch
         if self.base.offload is not None:
@@ -316,12 +268,6 @@ class SeeSR(KeepsLastSteps):
         parts = (x.split(most) for x in (latent, text, image, maps))
         found = [self.networks(part, timestep, *given, self.conditioning_scale) for part, *given in zip(*parts, strict=True)]
         return torch.cat(found)
-
-    def _plan(self, height: int, width: int) -> LatentTiles | None:
-        if torch.is_grad_enabled() and not self.compat:
-            return None
-        compat = self.compat is not None
-        return plan_latent_tiles(height, width, tile=self.latent_tile, overlap=self.latent_overlap, compat=compat)
 
     def _as_published(self, lq: Tensor, scale: float | None, prompts: Sequence[Prompt | None], noise: NoiseSource) -> Tensor:
         factor = whole_scale(self.upscale if scale is None else scale)

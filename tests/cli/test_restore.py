@@ -284,7 +284,16 @@ def test_what_cannot_be_written_is_one_line_and_a_failure(tmp_path: Path) -> Non
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
-OURS = ["osediff", "osediff-face", "realesr-animevideov3", "realesrgan-x4plus", "realesrgan-x4plus-anime", "spandrel"]
+OURS = [
+    "osediff",
+    "osediff-face",
+    "realesr-animevideov3",
+    "realesrgan-x4plus",
+    "realesrgan-x4plus-anime",
+    "seesr",
+    "seesr-turbo",
+    "spandrel",
+]
 
 
 def test_the_table_of_models_fits_80_columns() -> None:

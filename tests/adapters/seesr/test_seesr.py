@@ -333,7 +333,7 @@ def test_what_is_missing_or_does_not_fit_is_told(tmp_path: Path, turbo: Path) ->
     shutil.copytree(turbo / "unet", stock_only / "unet")
     told("describes no UNet2DConditionModel with use_image_cross_attention", checkpoint=stock_only)
     told("has no option 'guidance'.*Did you mean", guidance=3)
-    told("start='lq'; expected lr, noise", start="lq")
+    told("start='lq'; expected lr or noise", start="lq")
     told("whole numbers", compat="upstream", upscale=2.5)
     for options in ({"num_inference_steps": 0}, {"num_inference_steps": 1001}, {"guidance_scale": -1}, {"batch": 0}):
         told("=", **options)
