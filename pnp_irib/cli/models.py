@@ -76,7 +76,8 @@ def _origins(spec: RestorerSpec) -> list[str]:
     here = _places(spec)
     if here:
         return [f"weights here: {_readable(place)}" for place in here]
-    return [f"weights from {_readable(place)}" for file in spec.weights for place in file.places]
+    places = dict.fromkeys(_readable(place) for file in spec.weights for place in file.places)
+    return [f"weights from {place}" for place in places]
 
 
 def _readable(place: str) -> str:
