@@ -20,7 +20,17 @@ from pnp_irib.runtime import store_channels_last
 from pnp_irib.weights import load_checkpoint, load_strictly
 from pnp_irib_seesr.spec import WEIGHTS
 
-__all__ = ["Networks", "add_image_attention", "give_image_attention", "image_tensors", "published_name", "read_network"]
+__all__ = [
+    "IMAGE_WIDTH",
+    "Networks",
+    "add_image_attention",
+    "empty_network",
+    "give_image_attention",
+    "image_tensors",
+    "own_names",
+    "published_name",
+    "read_network",
+]
 
 IMAGE_WIDTH = 512  # of the embedding's tokens, fixed in the published code
 IMAGE_KEY = "image_embedding"
@@ -66,7 +76,7 @@ def published_name(name: str) -> str:
     return re.sub(r"(^|\.)attentions\.(\d+)\.text\.", r"\1attentions.\2.", name)
 
 
-def _own_names(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def own_names(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of a published file by the network's own names; what is unknown keeps its name."""
     names = {published_name(name): name for name in network.state_dict()}
     return {names.get(name, name): value for name, value in tensors.items()}
@@ -85,8 +95,6 @@ def read_network(folder: Path, kind: str) -> Any:
     Raises:
         WeightsError: missing, damaged, or another network.
     """
-    import diffusers
-
     config_file = folder / "config.json"
     try:
         config = json.loads(config_file.read_text())
@@ -94,19 +102,35 @@ def read_network(folder: Path, kind: str) -> Any:
         raise WeightsError(
             f"{config_file} cannot be read: {error}. Expected the folders unet/ and controlnet/ that SeeSR publishes."
         ) from error
-    if not isinstance(config, dict) or config.get("_class_name", kind) != kind or not config.get(FLAG):
-        raise WeightsError(f"{config_file} describes no {kind} with {FLAG}, so it is none of SeeSR's.")
-    config = {key: value for key, value in config.items() if key != FLAG}
-    try:
-        with torch.device("meta"):
-            network: Any = getattr(diffusers, kind).from_config(config)
-            add_image_attention(network)
-    except (ValueError, TypeError, KeyError, ZeroDivisionError, RuntimeError) as error:
-        raise WeightsError(f"{config_file} describes no network that can be built: {error}") from error
-    tensors = _own_names(network, load_checkpoint(folder / WEIGHTS))
+    network = empty_network(config, kind, source=str(config_file))
+    tensors = own_names(network, load_checkpoint(folder / WEIGHTS))
     network = network.to_empty(device="cpu").float()
     load_strictly(network, tensors, source=str(folder / WEIGHTS))
     return network.eval().requires_grad_(False)
+
+
+def empty_network(config: Any, kind: str, *, source: str) -> Any:
+    """A network as a published configuration describes it, without values, on the meta device.
+
+    Args:
+        config: content of ``config.json``.
+        kind: see `read_network`.
+        source: of it, for messages.
+
+    Raises:
+        WeightsError: it describes another network, or none.
+    """
+    import diffusers
+
+    if not isinstance(config, dict) or config.get("_class_name", kind) != kind or not config.get(FLAG):
+        raise WeightsError(f"{source} describes no {kind} with {FLAG}, so it is none of SeeSR's.")
+    try:
+        with torch.device("meta"):
+            network: Any = getattr(diffusers, kind).from_config({key: v for key, v in config.items() if key != FLAG})
+            add_image_attention(network)
+    except (ValueError, TypeError, KeyError, ZeroDivisionError, RuntimeError) as error:
+        raise WeightsError(f"{source} describes no network that can be built: {error}") from error
+    return network
 
 
 def image_tensors(folder: Path) -> dict[str, Tensor]:
@@ -134,7 +158,7 @@ def give_image_attention(unet: Any, tensors: Mapping[str, Tensor], *, source: st
     for module in unet.modules():
         if isinstance(module, TextAndImage):
             nn.Module.to(module.image.to_empty(device="cpu"), dtype)
-    load_strictly(unet, _own_names(unet, stock | tensors), source=source)
+    load_strictly(unet, own_names(unet, stock | tensors), source=source)
     unet.eval().requires_grad_(False)
 
 

@@ -7,11 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 
-from pnp_irib_seesr.networks import Networks, add_image_attention, published_name
+from pnp_irib.errors import WeightsError
+from pnp_irib.weights import load_strictly
+from pnp_irib_seesr.networks import Networks, empty_network, own_names, published_name
 
 FILES = {
     "seesr/unet/diffusion_pytorch_model.safetensors": ("UNet2DConditionModel", 1126.8, 260.8, 416),
@@ -20,11 +21,7 @@ FILES = {
 
 
 def built(facts: dict[str, Any], kind: str) -> Any:
-    config = {k: v for k, v in facts["config.json (derived)"].items() if k != "use_image_cross_attention"}
-    with torch.device("meta"):
-        network: Any = getattr(diffusers, kind).from_config(config)
-        add_image_attention(network)
-    return network
+    return empty_network(facts["config.json (derived)"], kind, source="the manifest")
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +35,12 @@ def test_the_published_files_fit(manifest: dict[str, Any], file: str) -> None:
     kind, millions, of_images, count = FILES[file]
     network = built(manifest[file], kind)
     own = {published_name(name): value for name, value in network.state_dict().items()}
-    expected = {name: tuple(shape) for name, (shape, *_) in manifest[file]["keys"].items()}
-    assert {name: tuple(value.shape) for name, value in own.items()} == expected
+    published = {name: torch.empty(shape, device="meta") for name, (shape, *_) in manifest[file]["keys"].items()}
+    assert {name: value.shape for name, value in own.items()} == {name: value.shape for name, value in published.items()}
+    load_strictly(network, own_names(network, published), source=file)
+    del published["conv_in.bias"]
+    with pytest.raises(WeightsError, match=r"missing conv_in\.bias"):
+        load_strictly(network, own_names(network, published), source=file)
     images = {name: value for name, value in own.items() if "image_attentions" in name}
     assert len(images) == count
     assert sum(value.numel() for value in own.values()) / 1e6 == pytest.approx(millions, abs=0.05)
