@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -87,17 +88,27 @@ def check(case: Case, found: dict[str, Any]) -> None:
         assert difference <= case.facts["tolerance"][name], f"{name}: {difference}"
 
 
-def check_recorded(case: Case, found: dict[str, Any]) -> None:
+def check_recorded(case: Case, found: dict[str, Any], *, without: Collection[str] = ()) -> None:
     """The same for cases whose outputs name their tensors, and whose tolerances are of several kinds.
 
     An output that is no tensor must be equal.
+
+    Args:
+        case: what is expected.
+        found: by the names of the case's outputs; more may be there.
+        without: outputs that are left out.
     """
-    for name, expected in case.facts["outputs"].items():
+    outputs = {name: expected for name, expected in case.facts["outputs"].items() if name not in without}
+    assert outputs
+    for name, expected in outputs.items():
         if not isinstance(expected, dict) or "tensor" not in expected:
             assert found[name] == expected, name
             continue
         known, value = case.tensors[expected["tensor"]].double(), torch.as_tensor(found[name]).detach().cpu().double()
         assert value.shape == known.shape, name
+        if case.facts["tolerance"][name].get("exact"):
+            assert torch.equal(value, known), name
+            continue
         off, tolerance = (value - known).abs(), case.facts["tolerance"][name]
         if "grey_levels" in tolerance:
             assert off.max() <= tolerance["grey_levels"], f"{name}: {off.max()} grey levels"

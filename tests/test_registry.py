@@ -11,17 +11,7 @@ import pytest
 
 from pnp_irib.errors import UnknownRestorerError
 from pnp_irib.registry import broken_plugins, find_spec, list_restorers, load_restorer, restorer_names
-
-OURS = [
-    "osediff",
-    "osediff-face",
-    "realesr-animevideov3",
-    "realesrgan-x4plus",
-    "realesrgan-x4plus-anime",
-    "seesr",
-    "seesr-turbo",
-    "spandrel",
-]
+from tests.restorers import OURS
 
 GOOD = """
 from pnp_irib.spec import Licence, RestorerSpec

@@ -104,8 +104,7 @@ def read_network(folder: Path, kind: str) -> Any:
         ) from error
     network = empty_network(config, kind, source=str(config_file))
     tensors = own_names(network, load_checkpoint(folder / WEIGHTS))
-    network = network.to_empty(device="cpu").float()
-    load_strictly(network, tensors, source=str(folder / WEIGHTS))
+    load_strictly(network, tensors, source=str(folder / WEIGHTS), assign=True)
     return network.eval().requires_grad_(False)
 
 
@@ -157,8 +156,8 @@ def give_image_attention(unet: Any, tensors: Mapping[str, Tensor], *, source: st
         add_image_attention(unet)
     for module in unet.modules():
         if isinstance(module, TextAndImage):
-            nn.Module.to(module.image.to_empty(device="cpu"), dtype)
-    load_strictly(unet, own_names(unet, stock | tensors), source=source)
+            nn.Module.to(module.image, dtype)
+    load_strictly(unet, own_names(unet, stock | tensors), source=source, assign=True)
     unet.eval().requires_grad_(False)
 
 

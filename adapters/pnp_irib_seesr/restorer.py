@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Self
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from pnp_irib.convolution import in_fewer_products
 from pnp_irib.diffusion.base import StableDiffusion
-from pnp_irib.diffusion.latents import Cuts, predict_in_tiles
+from pnp_irib.diffusion.latents import Cuts, LatentTiles, predict_in_tiles
 from pnp_irib.diffusion.offload import unet_bytes, vae_bytes
 from pnp_irib.diffusion.published import batch_of, eight_bits, enlarge, recolor, rounded, whole_scale
 from pnp_irib.diffusion.restorer import DiffusionRestorer, check_choices
@@ -129,6 +130,8 @@ class SeeSR(KeepsLastSteps, DiffusionRestorer):
         self.guidance_scale, self.conditioning_scale = guidance, conditioning_scale
         self.added_prompt, self.negative_prompt, self.start = added_prompt, negative_prompt, start
         self.on_step: Callable[[int, Tensor, Tensor], None] | None = None
+        if memory is not None:
+            tagger.turn = functools.partial(base.stage, "tagger")
         self.settle(**({} if memory is None else {"unet": networks, "tagger": tagger.network}))
 
     def to(self, device: Any = None, dtype: Any = None) -> Self:
@@ -176,11 +179,12 @@ class SeeSR(KeepsLastSteps, DiffusionRestorer):
         for number, prompt in enumerate(prompts):
             image = None if prompt is None else prompt.embedding
             tags, user = (prompt.text, "") if prompt is not None and (prompt.tags or image is not None) else (None, prompt)
-            if tags is None or image is None:
-                with self.base.stage("tagger"):
-                    ((found, embedding),) = self.tagger.read(lq[number : number + 1].to(self.device))
-                image = embedding if image is None else image
-                tags = found.text if tags is None else tags
+            picture = lq[number : number + 1].to(self.device)
+            if tags is None:
+                ((found, embedding),) = self.tagger.read(picture)
+                tags, image = found.text, embedding if image is None else image
+            elif image is None:
+                (image,) = self.tagger.embed(picture)
             if image.ndim != 2 or image.shape[1] != IMAGE_WIDTH:
                 raise InputError(
                     f"the embedding of a prompt is {tuple(image.shape)}; expected (tokens, {IMAGE_WIDTH}), as DAPE gives it."
@@ -213,55 +217,76 @@ class SeeSR(KeepsLastSteps, DiffusionRestorer):
         """
         pictures = pictures.to(device=self.device, dtype=self.dtype)
         image = image.to(device=self.device, dtype=self.dtype)
-        guided = self.guidance_scale > 1
-        words = self.base.embed([*texts, self.negative_prompt] if guided else texts)
+        words = self.base.embed([*texts, self.negative_prompt] if self._guided else texts)
         words = words.to(device=self.device, dtype=self.dtype)
-        size, pixels = pictures.dtype.itemsize, pictures.shape[0] * pictures.shape[2] * pictures.shape[3]
-        shape = (pictures.shape[0], 4, *(side // self.base.factor for side in pictures.shape[-2:]))
 
         def draw(shape: tuple[int, ...]) -> Tensor:
             return noise.normal(shape, device=self.device, dtype=self.dtype)
 
         kept = self.kept_steps if self.kept_steps is not None and self.kept_steps < len(self.steps) else None
         with torch.set_grad_enabled(torch.is_grad_enabled() and kept is None):
-            latent = draw(shape)
-            if self.start == "lr":
-                with self.base.stage("vae", vae_bytes(self.base.vae, pixels, size, decoder=False)):
-                    mean, logvar = encode(self.base.vae, pictures * 2 - 1, self.vae_mode)
-                known = sample_posterior(mean, logvar, draw(shape)) if self.compat else mean
-                level = self.base.alphas[START_LEVEL].item() if self.compat else self.steps[0].alpha
-                latent = noised(known * self.base.vae.config.scaling_factor, latent, level)
-        tiles = self.plan(shape[-2], shape[-1])
-        height, width = (tiles.height, tiles.width) if tiles else shape[-2:]
-        most = self.batch
-        if self.base.offload is not None:
-            each = CONTROL_SHARE * unet_bytes(self.base.unet, height * width, size)
-            most = max(1, min(most, int(self.base.offload.room("unet") / each)))
-        working = int(most * CONTROL_SHARE * unet_bytes(self.base.unet, height * width, size))
+            latent = self._start(pictures, draw)
+        tiles = self.plan(latent.shape[-2], latent.shape[-1])
+        most, working = self._at_a_time(tiles.height * tiles.width if tiles else latent[0, 0].numel())
         with self.base.stage("unet", working), contextlib.ExitStack() as fast:
             if not self.compat:
                 fast.enter_context(in_fewer_products(self.networks))
-            maps = None if self.compat else self.networks.read(pictures)
-
-            def predict(latent: Tensor, timestep: int) -> Tensor:
-                def part(cut: Tensor, cuts: Cuts) -> Tensor:
-                    read = cuts.of(maps) if maps is not None else self.networks.read(cuts.of(pictures, self.base.factor))
-                    text, pictured = words[cuts.pictures], image[cuts.pictures]
-                    if not guided:
-                        return self._noise(cut, timestep, text, pictured, read, most)
-                    negative = words[-1:].expand_as(text)
-                    cut, pictured, read = (torch.cat([x, x]) for x in (cut, pictured, read))
-                    found = self._noise(cut, timestep, torch.cat([negative, text]), pictured, read, most)
-                    without, along = found.chunk(2)
-                    return without + self.guidance_scale * (along - without)
-
-                return predict_in_tiles(part, latent, tiles, batch=max(1, most // 2 if guided else most))
-
+            predict = self._predictor(pictures, words, image, tiles, most)
             latent = sample(
                 latent, self.steps, predict, draw, kept=kept, stray_noise=self.compat is not None, each=self.on_step
             )
-        with self.base.stage("vae", vae_bytes(self.base.vae, pixels, size, decoder=True)):
+        with self._vae_stage(pictures, decoder=True):
             return decode(self.base.vae, latent / self.base.vae.config.scaling_factor, self.vae_mode)
+
+    @property
+    def _guided(self) -> bool:
+        return self.guidance_scale > 1
+
+    def _vae_stage(self, pictures: Tensor, *, decoder: bool) -> contextlib.AbstractContextManager[None]:
+        pixels = pictures.shape[0] * pictures.shape[2] * pictures.shape[3]
+        return self.base.stage("vae", vae_bytes(self.base.vae, pixels, pictures.dtype.itemsize, decoder=decoder))
+
+    def _start(self, pictures: Tensor, draw: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
+        """The latent before the first step, (N, 4, H/8, W/8)."""
+        shape = (pictures.shape[0], 4, *(side // self.base.factor for side in pictures.shape[-2:]))
+        latent = draw(shape)
+        if self.start == "noise":
+            return latent
+        with self._vae_stage(pictures, decoder=False):
+            mean, logvar = encode(self.base.vae, pictures * 2 - 1, self.vae_mode)
+        known = sample_posterior(mean, logvar, draw(shape)) if self.compat else mean
+        level = self.base.alphas[START_LEVEL].item() if self.compat else self.steps[0].alpha
+        return noised(known * self.base.vae.config.scaling_factor, latent, level)
+
+    def _at_a_time(self, positions: int) -> tuple[int, int]:
+        """How many latents of so many positions the networks take in one call, and the bytes of working memory for it."""
+        each = CONTROL_SHARE * unet_bytes(self.base.unet, positions, self.dtype.itemsize)
+        most = self.batch
+        if self.base.offload is not None:
+            most = max(1, min(most, int(self.base.offload.room("unet") / each)))
+        return most, int(most * each)
+
+    def _predictor(
+        self, pictures: Tensor, words: Tensor, image: Tensor, tiles: LatentTiles | None, most: int
+    ) -> Callable[[Tensor, int], Tensor]:
+        """What finds the noise in a latent at a timestep; guided, the last of ``words`` is the negative prompt."""
+        maps = None if self.compat else self.networks.read(pictures)
+
+        def predict(latent: Tensor, timestep: int) -> Tensor:
+            def part(cut: Tensor, cuts: Cuts) -> Tensor:
+                read = cuts.of(maps) if maps is not None else self.networks.read(cuts.of(pictures, self.base.factor))
+                text, pictured = words[cuts.pictures], image[cuts.pictures]
+                if not self._guided:
+                    return self._noise(cut, timestep, text, pictured, read, most)
+                negative = words[-1:].expand_as(text)
+                cut, pictured, read = (torch.cat([x, x]) for x in (cut, pictured, read))
+                found = self._noise(cut, timestep, torch.cat([negative, text]), pictured, read, most)
+                without, along = found.chunk(2)
+                return without + self.guidance_scale * (along - without)
+
+            return predict_in_tiles(part, latent, tiles, batch=max(1, most // 2 if self._guided else most))
+
+        return predict
 
     def _noise(self, latent: Tensor, timestep: int, text: Tensor, image: Tensor, maps: Tensor, most: int) -> Tensor:
         """The networks, ``most`` latents at a time."""

@@ -15,6 +15,7 @@ from PIL import Image
 from pnp_irib.projectors import PixelProjector
 from pnp_irib.projectors.pixel import PixelArchitecture
 from tests.cli.run import COMMAND, ENVIRONMENT, FAST, Crop, files, pnp, restore, size
+from tests.restorers import OURS
 
 
 def test_a_folder_with_all_kinds_of_trouble(crop: Crop, tmp_path: Path) -> None:
@@ -282,18 +283,6 @@ def test_what_cannot_be_written_is_one_line_and_a_failure(tmp_path: Path) -> Non
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
-
-
-OURS = [
-    "osediff",
-    "osediff-face",
-    "realesr-animevideov3",
-    "realesrgan-x4plus",
-    "realesrgan-x4plus-anime",
-    "seesr",
-    "seesr-turbo",
-    "spandrel",
-]
 
 
 def test_the_table_of_models_fits_80_columns() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -36,6 +38,9 @@ class RamTags:
         lora: fold DAPE in. False: plain RAM.
         dtype: "float32", "bfloat16" or "float16", or such a torch dtype. Thresholds are compared in float32 always.
 
+    Attributes:
+        turn: entered while pictures are read; for who shares a limited memory with it, and gives it its turn there.
+
     Raises:
         WeightsError: nothing is at ``source``, or a file of the folder is missing; damaged ones are told at the first use.
         ConfigError: there is no such dtype.
@@ -45,6 +50,7 @@ class RamTags:
         self.source = str(source)
         self.lora = lora
         self.dtype = _dtype(dtype)
+        self.turn: Callable[[], AbstractContextManager[None]] = nullcontext
         self._model: RamModel | None = None
         place = Path(self.source.removeprefix("local-dir:")).expanduser()
         self._local = None if self.source.startswith(HUB) else place.absolute()  # the working directory may change
@@ -115,17 +121,29 @@ class RamTags:
 
         For restorers that are trained through; see `__call__`.
         """
+        with self._working(pictures):
+            return [(self._prompt(one), one) for one in self._embed(pictures)]
+
+    def embed(self, pictures: Tensor) -> list[Tensor]:
+        """The embeddings alone, as `read` gives them, for pictures whose tags are known."""
+        with self._working(pictures):
+            return self._embed(pictures)
+
+    @contextmanager
+    def _working(self, pictures: Tensor) -> Iterator[None]:
+        """Checked pictures, and the network where they are; in its own dtype also under autocast."""
         from pnp_irib.prompts.ram.network import check_pictures
 
         check_pictures(pictures)
         if not torch.isfinite(pictures).all():
             raise InputError("pictures must be finite; some values are NaN or infinite.")
-        self.to(pictures.device)
+        with self.turn(), torch.autocast(pictures.device.type, enabled=False):
+            self.to(pictures.device)
+            yield
+
+    def _embed(self, pictures: Tensor) -> list[Tensor]:
         # One by one: in a batch the products take other code paths, and the last digit of a score may decide about a tag.
-        # In a dtype of its own also under autocast, for the same reason.
-        with torch.autocast(pictures.device.type, enabled=False):
-            embeddings = [self.network.embed(one[None])[0] for one in pictures.float().clamp(0, 1)]
-            return [(self._prompt(one), one) for one in embeddings]
+        return [self.network.embed(one[None])[0] for one in pictures.float().clamp(0, 1)]
 
     @torch.no_grad()
     def _prompt(self, embedding: Tensor) -> Prompt:

@@ -105,6 +105,8 @@ def test_a_memory_budget_changes_the_way_and_not_the_result() -> None:
     assert max(calls) == 1
     assert limited.base.offload is not None
     assert limited.base.offload.present == ("vae",)
+    limited.tagger(lq)  # as the extractor of Look Forward Once
+    assert limited.base.offload.present == ("tagger",)
 
 
 def test_prompts_with_tags_or_embedding_stand_for_the_tagger() -> None:
@@ -116,7 +118,11 @@ def test_prompts_with_tags_or_embedding_stand_for_the_tagger() -> None:
     assert torch.equal(image[0], own.embedding)
     texts, image = restorer.read(lq, [Prompt("a boat")])
     assert texts == [f"{own.text}, a boat, clean, high-resolution, 8k"]
+    heads: list[Any] = []
+    hook = restorer.tagger.network.tagging_head.register_forward_hook(lambda *given: heads.append(given))
     texts, image = restorer.read(lq, [Prompt.from_tags([Tag("boat"), Tag("sea")])])
+    hook.remove()
+    assert not heads  # nobody asked for its tags
     assert texts == ["boat, sea, clean, high-resolution, 8k"]
     assert torch.equal(image[0], own.embedding)
     other = Prompt("", embedding=2 * own.embedding)  # a tagger that found nothing

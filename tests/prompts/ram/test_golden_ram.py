@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pnp_irib.prompts import RamTags
 from pnp_irib.prompts.ram.network import RamNetwork
-from tests.golden import Case, cases_of, golden_folder, missing
+from tests.golden import Case, cases_of, check_recorded, golden_folder, missing
 
 MODEL = golden_folder("dape") / "model"
 Outputs = dict[str, Any]
@@ -132,29 +132,9 @@ KINDS: dict[str, Callable[..., Outputs]] = {
 }
 
 
-def compare(name: str, found: Any, expected: Tensor, tolerance: dict[str, Any]) -> None:
-    assert tuple(found.shape) == tuple(expected.shape), name
-    if tolerance.get("exact"):
-        assert torch.equal(found, expected), name
-        return
-    allowed = tolerance.get("abs", 0.0) + tolerance.get("rel", 0.0) * expected.abs()
-    allowed = allowed + tolerance.get("abs_over_max", 0.0) * expected.abs().max()
-    excess = ((found.detach() - expected).abs() - allowed).max().item()
-    assert excess <= 0, f"{name}: {excess} above what is allowed"
-
-
 @pytest.mark.parametrize("case", cases_of("dape"))
 def test_as_published(case: Case | None, tmp_path: Path) -> None:
     if case is None:
         return missing("dape")
     found = tags(case, tmp_path) if case.kind == "tags" else KINDS[case.kind](case)
-    compared = 0
-    for name, facts in case.facts["outputs"].items():
-        if name.endswith("_antialias") or name in OTHERS:
-            continue
-        compared += 1
-        if isinstance(facts, dict) and "tensor" in facts:
-            compare(name, found[name], case.tensors[facts["tensor"]], case.facts["tolerance"][name])
-        else:
-            assert found[name] == facts, name
-    assert compared
+    check_recorded(case, found, without={*OTHERS, *(name for name in case.facts["outputs"] if name.endswith("_antialias"))})

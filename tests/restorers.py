@@ -1,0 +1,12 @@
+"""The restorers that this repository installs, stated apart from the registry."""
+
+OURS = [
+    "osediff",
+    "osediff-face",
+    "realesr-animevideov3",
+    "realesrgan-x4plus",
+    "realesrgan-x4plus-anime",
+    "seesr",
+    "seesr-turbo",
+    "spandrel",
+]
