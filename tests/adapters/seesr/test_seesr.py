@@ -100,13 +100,13 @@ def test_a_memory_budget_changes_the_way_and_not_the_result() -> None:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a budget that small is exceeded
         found = limited.restore(lq)
+        assert limited.base.offload is not None
+        assert limited.base.offload.present == ("vae",)
+        limited.tagger(lq)  # as the extractor of Look Forward Once
+        assert limited.base.offload.present == ("tagger",)
     with torch.no_grad():
         torch.testing.assert_close(found, build(**options).restore(lq), atol=2e-5, rtol=0)
     assert max(calls) == 1
-    assert limited.base.offload is not None
-    assert limited.base.offload.present == ("vae",)
-    limited.tagger(lq)  # as the extractor of Look Forward Once
-    assert limited.base.offload.present == ("tagger",)
 
 
 def test_prompts_with_tags_or_embedding_stand_for_the_tagger() -> None:
