@@ -19,16 +19,43 @@ from torch import Tensor, nn
 from pnp_irib.diffusion.lora import active, adapter_names
 from pnp_irib.diffusion.offload import Offload
 from pnp_irib.diffusion.places import KNOWN, SD21_BASE, find_base
-from pnp_irib.diffusion.single_file import read_single_file
+from pnp_irib.diffusion.samplers.tables import Prediction, alphas_of, scaled_linear_betas, zero_snr_betas
+from pnp_irib.diffusion.single_file import Heads, read_single_file
 from pnp_irib.diffusion.text import TextEmbedder
-from pnp_irib.errors import WeightsError
+from pnp_irib.errors import ConfigError, WeightsError
 from pnp_irib.hub import Origin, SourceFile
 from pnp_irib.runtime import BORROWING, require, store_channels_last
 
-__all__ = ["StableDiffusion", "fingerprint_of", "known_as"]
+__all__ = ["EPS", "ZERO_SNR_V", "Heads", "NoiseSchedule", "StableDiffusion", "fingerprint_of", "known_as"]
 
 _SAMPLED = 256  # values of a weight that go into the fingerprint
 PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
+_NO_PICTURE = 1e-6  # share of the picture in a latent that counts as none
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """What a model was trained to predict, and from how much noise.
+
+    Attributes:
+        prediction: what its UNet predicts.
+        zero_snr: whether nothing of the picture is left at the last timestep (Lin et al., arXiv 2305.08891).
+    """
+
+    prediction: Prediction = "eps"
+    zero_snr: bool = False
+
+    @property
+    def alphas(self) -> Tensor:
+        """Products of 1 - beta by timestep on the schedule of Stable Diffusion, (1000,) float32."""
+        betas = scaled_linear_betas()
+        return torch.from_numpy(alphas_of(zero_snr_betas(betas) if self.zero_snr else betas)).float()
+
+
+EPS = NoiseSchedule()
+"""Of Stable Diffusion 1.x and 2.x-base."""
+ZERO_SNR_V = NoiseSchedule("v", zero_snr=True)
+"""Of models that were fine-tuned to begin at pure noise."""
 
 
 class Acting(NamedTuple):
@@ -54,6 +81,7 @@ class StableDiffusion:
         conv_in: the UNet's first convolution as it was loaded; some adapters replace it.
         offload: moves the parts in and out, see `limit_memory`; None: all stay on the device.
         origin: the record of what was loaded.
+        noise: what the UNet predicts, from which noise.
     """
 
     text: TextEmbedder
@@ -65,6 +93,7 @@ class StableDiffusion:
     conv_in: nn.Module
     offload: Offload | None = None
     origin: Origin | None = None
+    noise: NoiseSchedule = EPS
     _acting: Acting | None = field(default=None, repr=False)
     _more_stages: dict[str, nn.Module] = field(default_factory=dict, repr=False)
 
@@ -73,42 +102,72 @@ class StableDiffusion:
             store_channels_last(part)
 
     @classmethod
-    def load(cls, place: str | Path, *, dtype: torch.dtype = torch.float32, unet: Any = None) -> Self:
+    def load(
+        cls,
+        place: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        unet: Any = None,
+        tokenizer: str | Path | None = None,
+        heads: Heads | None = None,
+        noise: NoiseSchedule = EPS,
+    ) -> Self:
         """Read a model.
 
+        A single file has weights only. With ``tokenizer`` or ``heads`` the shapes of its tensors tell the sizes of the
+        networks; else the small files of Stable Diffusion 2.1-base do, wherever these are found.
+
         Args:
-            place: a folder in the layout of diffusers; a single file in that of its authors; ``hf-hub:owner/repo[@revision]``;
-                or the name of a known model, ``stable-diffusion-2-1-base`` (see `find_base`).
+            place: a folder in the layout of diffusers; a single file in that of its authors; ``hf-hub:owner/repo[@revision]``,
+                or ``hf-hub:owner/repo/file[@revision]``; or the name of a known model, ``stable-diffusion-2-1-base`` (see
+                `find_base`).
             dtype: of its weights.
             unet: takes the place of the model's own, which need not be there then; a ``UNet2DConditionModel``.
+            tokenizer: folder with ``vocab.json`` and ``merges.txt``; None: the model's own, for a single file that of Stable
+                Diffusion 2.1-base.
+            heads: widths of the attention heads of a single file.
+            noise: that the model must have been trained with; a single file does not say, and is taken to be so.
 
         Raises:
             MissingExtraError: diffusers or transformers is not installed.
-            ConfigError: it is no place.
+            ConfigError: it is no place, or ``heads`` is given with a folder, whose files say it.
             WeightsError: it is not there, or not such a model.
         """
         require("diffusers", "transformers", extra="diffusion")
         found = find_base(place, without="unet" if unet is not None else None)
         single = found.path if found.path.is_file() else None
-        # A single file says nothing of sizes, and has no tokenizer.
-        folder = found.path if single is None else find_base(SD21_BASE.key, only_configs=True).path
-        missing = [part for part in PARTS if not (folder / part).is_dir() and not (part == "unet" and unet is not None)]
-        if missing:
-            raise WeightsError(
-                f"{folder} is no Stable Diffusion model in the layout of diffusers: {', '.join(missing)} missing. "
-                f"Give its folder, or hf-hub:owner/repo."
-            )
+        if single is None and heads is not None:
+            raise ConfigError(f"heads= is for single files; {found.path} is a folder, whose config.json files say it.")
+        folder: Path | None = found.path
+        if single is not None:
+            folder = find_base(SD21_BASE.key, only_configs=True).path if tokenizer is None else None
+        if folder is not None:
+            given = {"unet": unet, "tokenizer": tokenizer}
+            _check_parts(folder, [p for p in (PARTS if heads is None else ("tokenizer",)) if given.get(p) is None])
+        configs = folder if heads is None else None  # None: the tensors of a single file tell
         try:
             with warnings.catch_warnings(), _no_progress_bar():
                 warnings.simplefilter("ignore")  # of settings that other schedulers have
-                tokenizer, scheduler, encoder, vae, unet = _read(folder, single, dtype, unet)
+                words = _read_tokenizer(folder, tokenizer)
+                if single is not None:
+                    words.pad_token = words.convert_ids_to_tokens(0)  # as OpenCLIP pads
+                stated = None if configs is None or (single is not None and noise != EPS) else _read_scheduler(configs)
+                if single is None:
+                    encoder, vae, unet = _read(found.path, dtype, unet)
+                else:
+                    encoder, vae, own = read_single_file(
+                        single, configs, dtype=dtype, heads=heads, without_unet=unet is not None
+                    )
+                    unet = own if unet is None else unet
         except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise WeightsError(f"the base model {place} cannot be read: {reason}") from error
-        if (predicted := scheduler.config.prediction_type) != "epsilon":
+        if stated is not None:
+            _check_noise(stated, noise, place)
+        if len(words) > encoder.config.vocab_size:
             raise WeightsError(
-                f"the base model {place} predicts {predicted!r:.40}; expected 'epsilon', as Stable Diffusion 2.1-base does "
-                f"(2.1 without -base, for 768 pixels, is another model)."
+                f"the tokenizer has {len(words)} tokens, the text encoder of {place} embeds {encoder.config.vocab_size}: they "
+                f"do not belong together."
             )
         for part in (encoder, vae, unet):
             part.eval().requires_grad_(False)
@@ -118,14 +177,15 @@ class StableDiffusion:
             files = (SourceFile(name="fingerprint of VAE and UNet", sha256=fingerprint),)
             origin = origin.model_copy(update={"files": files})
         return cls(
-            TextEmbedder(tokenizer, encoder),
+            TextEmbedder(words, encoder),
             vae,
             unet,
-            scheduler.alphas_cumprod.float(),
+            noise.alphas if stated is None else stated.alphas_cumprod.float(),
             fingerprint,
             known_as(place),
             copy.deepcopy(unet.conv_in),
             origin=origin,
+            noise=noise,
         )
 
     @property
@@ -282,6 +342,14 @@ def fingerprint_of(*modules: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def _check_parts(folder: Path, wanted: Sequence[str]) -> None:
+    if missing := [part for part in wanted if not (folder / part).is_dir()]:
+        raise WeightsError(
+            f"{folder} is no Stable Diffusion model in the layout of diffusers: {', '.join(missing)} missing. "
+            f"Give its folder, or hf-hub:owner/repo."
+        )
+
+
 @contextlib.contextmanager
 def _no_progress_bar() -> Iterator[None]:
     """Keep transformers from drawing one over what the command line says."""
@@ -296,20 +364,51 @@ def _no_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _read(folder: Path, single: Path | None, dtype: torch.dtype, unet: Any) -> tuple[Any, Any, Any, Any, Any]:
-    """Tokenizer, scheduler, text encoder, VAE and UNet, the last three from one file if there is one."""
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+def _read_tokenizer(folder: Path | None, own: str | Path | None) -> Any:
+    """The tokenizer of a model's folder, or one of its own."""
+    from transformers import CLIPTokenizer
 
-    options: dict[str, Any] = {"local_files_only": True}
-    scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler", **options)
-    tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", **options)
-    if single is not None:
-        encoder, vae, own = read_single_file(single, folder, dtype=dtype)
-        return tokenizer, scheduler, encoder, vae, own if unet is None else unet
-    safe: dict[str, Any] = options | {"use_safetensors": True}
+    if own is None:
+        assert folder is not None  # else there is one of its own
+        return CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
+    path = Path(own).expanduser()
+    if missing := [name for name in ("vocab.json", "merges.txt") if not (path / name).is_file()]:
+        # Without them, transformers makes an empty one.
+        raise WeightsError(f"no tokenizer at {path}: {' and '.join(missing)} missing. Give the folder that holds them.")
+    return CLIPTokenizer.from_pretrained(path, local_files_only=True)
+
+
+def _read_scheduler(folder: Path) -> Any:
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
+
+
+def _check_noise(scheduler: Any, noise: NoiseSchedule, place: str | Path) -> None:
+    """Compare what a folder says of a model's training with what is expected."""
+    expected = {"eps": "epsilon", "v": "v_prediction"}[noise.prediction]
+    if (predicted := scheduler.config.prediction_type) != expected:
+        hint = ", as Stable Diffusion 2.1-base does (2.1 without -base, for 768 pixels, is another model)"
+        raise WeightsError(
+            f"the base model {place} predicts {predicted!r:.40}; expected {expected!r}{hint if noise == EPS else ''}."
+        )
+    if (left := scheduler.alphas_cumprod[-1].item()) < _NO_PICTURE and not noise.zero_snr:
+        raise WeightsError(f"the base model {place} begins at pure noise; expected the noise of Stable Diffusion 2.1-base.")
+    if left >= _NO_PICTURE and noise.zero_snr:
+        raise WeightsError(
+            f"the base model {place} begins at noise with {left:.2g} of the picture; expected one that was fine-tuned to "
+            f"begin at pure noise."
+        )
+
+
+def _read(folder: Path, dtype: torch.dtype, unet: Any) -> tuple[Any, Any, Any]:
+    """Text encoder, VAE and UNet of a folder."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    safe: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
     encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype, **safe)
     vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype, **safe)
     if unet is None:
         unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype, **safe)
-    return tokenizer, scheduler, encoder, vae, unet
+    return encoder, vae, unet

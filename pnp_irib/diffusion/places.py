@@ -20,8 +20,8 @@ import yaml
 from pnp_irib.errors import ConfigError, WeightsError, did_you_mean
 from pnp_irib.files import write_atomically
 from pnp_irib.hub import Name, Origin, parse_name
-from pnp_irib.hub.download import fetch
-from pnp_irib.weights import cache_dir
+from pnp_irib.hub.download import fetch, hub_address
+from pnp_irib.weights import cache_dir, origin_of, resolve_file
 
 __all__ = ["KNOWN", "SD21_BASE", "SD_TURBO", "Found", "KnownModel", "find_base", "places_of"]
 
@@ -95,8 +95,9 @@ def find_base(base: str | Path, *, only_configs: bool = False, without: str | No
     """The files of a base model, fetched if need be.
 
     Args:
-        base: a folder, a single file, ``hf-hub:owner/repo[@revision]`` or ``owner/repo``, or the name of a known model
-            (`KNOWN`), whose places are tried in order (see `places_of`).
+        base: a folder, a single file, ``hf-hub:owner/repo[@revision]`` or ``owner/repo``, a file of it as
+            ``hf-hub:owner/repo/file[@revision]``, or the name of a known model (`KNOWN`), whose places are tried in order (see
+            `places_of`).
         only_configs: of a known model or a repository: the small files only, without weights.
         without: of these, a folder that is left out.
 
@@ -112,6 +113,9 @@ def find_base(base: str | Path, *, only_configs: bool = False, without: str | No
 
 def _at(place: str | Path, known: KnownModel | None, *, only_configs: bool, without: str | None) -> Found:
     """What one place has."""
+    if str(place).startswith("hf-hub:") and str(place).partition("@")[0].count("/") > 1:
+        file = resolve_file(str(place))
+        return Found(file, origin_of(file))
     path = Path(str(place).removeprefix("local-dir:")).expanduser()
     name = Name("local-dir", str(path))
     if not (isinstance(place, Path) or path.exists()):
@@ -132,7 +136,8 @@ def _at(place: str | Path, known: KnownModel | None, *, only_configs: bool, with
             f"there is no base model at {place}; expected a folder, a file, hf-hub:owner/repo, or a known name: "
             f"{', '.join(KNOWN)}"
         )
-    return Found(path, Origin(place=f"local-dir:{path}"))
+    cached = path.is_file() and hub_address(path) is not None
+    return Found(path, origin_of(path) if cached else Origin(place=f"local-dir:{path}"))
 
 
 def places_of(known: KnownModel) -> tuple[list[str], str | None]:
@@ -187,8 +192,8 @@ def _first(known: KnownModel, *, only_configs: bool, without: str | None) -> Fou
     if only_configs:
         raise WeightsError(
             f"a single file has weights only; the small files beside them (configurations, tokenizer) were found in none of "
-            f"the places of {known.title}: {said}. Fetch them once, or name a folder or repository that has them: "
-            f"export {known.variable}=..."
+            f"the places of {known.title}: {said}. Fetch them once, name a folder or repository that has them, export "
+            f"{known.variable}=..., or give the folder of a tokenizer: tokenizer=..."
         )
     raise WeightsError(
         f"{known.title} was found in none of its places{f' (from {named_by})' if named_by else ''}: {said}. If "

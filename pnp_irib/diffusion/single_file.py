@@ -2,115 +2,149 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
+import json
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pnp_irib.errors import WeightsError
+from pnp_irib.diffusion.ldm import Published, empty_network, load_published, text_names, unet_names, vae_names
+from pnp_irib.errors import WeightsError, check_number
 from pnp_irib.weights import load_checkpoint, read_pickle
 
-__all__ = ["read_single_file"]
+__all__ = ["TEXT", "UNET", "VAE", "Heads", "parts_of", "read_single_file"]
 
-TEXT = "cond_stage_model.model."
-_LAYER = {
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "attn.out_proj": "self_attn.out_proj",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-}
-_OTHERS = {
-    "positional_embedding": "embeddings.position_embedding.weight",
-    "token_embedding.weight": "embeddings.token_embedding.weight",
-    "ln_final.weight": "final_layer_norm.weight",
-    "ln_final.bias": "final_layer_norm.bias",
-}
+UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.model."
+_OF_VAE = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+_OF_TEXT = re.compile(r"transformer\.resblocks\.(\d+)\.|token_embedding\.|positional_embedding$|ln_final\.")
 
 
-def read_single_file(file: Path, configs: Path, *, dtype: torch.dtype) -> tuple[Any, Any, Any]:
-    """Text encoder, VAE and UNet.
+@dataclass(frozen=True)
+class Heads:
+    """Channels of an attention head, which a single file does not say. All of Stable Diffusion 2.x has 64.
+
+    Attributes:
+        unet: of the UNet.
+        text: of the text encoder.
+    """
+
+    unet: int = 64
+    text: int = 64
+
+    def __post_init__(self) -> None:
+        check_number("heads.unet", self.unet, whole=True)
+        check_number("heads.text", self.text, whole=True)
+
+
+def read_single_file(
+    file: Path, configs: Path | None, *, dtype: torch.dtype, heads: Heads | None = None, without_unet: bool = False
+) -> tuple[Any, Any, Any]:
+    """Text encoder, VAE and UNet, frozen.
 
     Args:
         file: ``.safetensors``, or ``.ckpt`` read with ``weights_only``.
-        configs: a folder in the layout of diffusers with the configurations of the parts; no weights are needed there.
+        configs: a folder in the layout of diffusers with the configurations of the parts; no weights are needed there. None:
+            the shapes of the tensors tell all but ``heads``.
         dtype: of the weights.
+        heads: see `Heads`; only without ``configs``.
+        without_unet: leave the UNet out, which need not be there then; None stands for it.
 
     Raises:
-        WeightsError: damaged, or not such a file.
+        WeightsError: damaged, or not such a file; names the first tensor that is missing.
     """
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
     tensors = _tensors(file)
-    missing = [prefix for prefix in ("model.diffusion_model.", "first_stage_model.", TEXT) if not _has(tensors, prefix)]
-    if missing:
+    wanted = (*(() if without_unet else (UNET,)), VAE, TEXT)
+    if missing := [prefix for prefix in wanted if not any(key.startswith(prefix) for key in tensors)]:
         raise WeightsError(
             f"{file} holds no tensors named {', '.join(f'{prefix}*' for prefix in missing)}; expected Stable Diffusion 2.x as "
             f"its authors publish it. Of another layout? Give a folder in the layout of diffusers."
         )
-    options: dict[str, Any] = {"config": str(configs), "local_files_only": True, "torch_dtype": dtype}
-    shown = logging.getLogger("diffusers").level
-    try:
-        logging.getLogger("diffusers").setLevel(logging.ERROR)  # other keys of the file are meant to be left over
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            vae = AutoencoderKL.from_single_file(dict(tensors), subfolder="vae", **options)
-            unet = UNet2DConditionModel.from_single_file(dict(tensors), subfolder="unet", **options)
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise WeightsError(f"{file} does not fit the configuration in {configs}: {reason}") from error
-    finally:
-        logging.getLogger("diffusers").setLevel(shown)
-    return _text_encoder(file, tensors, configs, dtype), vae, unet
+    if without_unet:
+        _taken(tensors, UNET)
+    return parts_of(tensors, configs, dtype=dtype, heads=heads, source=str(file))
+
+
+def parts_of(
+    tensors: dict[str, Tensor], configs: Path | None, *, dtype: torch.dtype, heads: Heads | None = None, source: str
+) -> tuple[Any, Any, Any]:
+    """The same of tensors, which are taken out one by one; without those of a UNet, None stands for it.
+
+    Raises:
+        WeightsError: they do not fit; names the first that is missing.
+    """
+    heads = heads or Heads()
+    vae = _vae(_taken(tensors, VAE), configs, dtype, source)
+    encoder = _text_encoder(_taken(tensors, TEXT), configs, dtype, heads.text, source)
+    own = _taken(tensors, UNET)
+    return encoder, vae, _unet(own, configs, dtype, heads.unet, source) if own else None
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:
+    """Those of the three parts."""
     content = load_checkpoint(file) if file.suffix == ".safetensors" else read_pickle(file)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict):
         raise WeightsError(f"{file} holds a {type(content).__name__}, expected tensors by name.")
-    # Some files keep overlapping views of one storage.
-    return {key: value.contiguous() for key, value in content.items() if isinstance(value, Tensor)}
+    named = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    wrapped = "module." if next(iter(named), "").startswith("module.") else ""  # by what spreads a model over devices
+    return {name: value for key, value in named.items() if (name := key.removeprefix(wrapped)).startswith((UNET, VAE, TEXT))}
 
 
-def _has(tensors: Mapping[str, Tensor], prefix: str) -> bool:
-    return any(key.startswith(prefix) for key in tensors)
+def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """One part, out of the whole."""
+    names = [key for key in tensors if key.startswith(prefix)]
+    return {key.removeprefix(prefix): tensors.pop(key) for key in names}
 
 
-def _text_encoder(file: Path, tensors: Mapping[str, Tensor], configs: Path, dtype: torch.dtype) -> Any:
+def _vae(tensors: dict[str, Tensor], configs: Path | None, dtype: torch.dtype, source: str) -> Any:
+    tensors = {name: value for name, value in tensors.items() if name.startswith(_OF_VAE)}  # not those of its training
+    config = _stated(configs, "vae") or Published(tensors, source=source, prefix=VAE).vae()
+    vae = empty_network("AutoencoderKL", config, dtype, source=str(configs or source))
+    load_published(vae, vae_names(vae.state_dict()), tensors, source=source, prefix=VAE)
+    return vae
+
+
+def _unet(tensors: dict[str, Tensor], configs: Path | None, dtype: torch.dtype, head_width: int, source: str) -> Any:
+    config = _stated(configs, "unet") or Published(tensors, source=source, prefix=UNET).unet(head_width)
+    unet = empty_network("UNet2DConditionModel", config, dtype, source=str(configs or source))
+    load_published(unet, unet_names(unet.state_dict(), unet.config.layers_per_block), tensors, source=source, prefix=UNET)
+    return unet
+
+
+def _stated(configs: Path | None, part: str) -> Mapping[str, Any] | None:
+    """A network's arguments as a folder has them."""
+    if configs is None:
+        return None
+    config: Mapping[str, Any] = json.loads((configs / part / "config.json").read_text())
+    return config
+
+
+def _text_encoder(tensors: dict[str, Tensor], configs: Path | None, dtype: torch.dtype, head_width: int, source: str) -> Any:
     """The text tower of OpenCLIP as a ``CLIPTextModel``, which has one layer less: the last is not used."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    config = CLIPTextConfig.from_pretrained(configs, subfolder="text_encoder", local_files_only=True)
-    with torch.random.fork_rng(devices=[]):  # initial values are drawn, though they are replaced at once
-        encoder = CLIPTextModel(config)
-    named: dict[str, Tensor] = {}
-    for key, value in tensors.items():
-        name = key.removeprefix(TEXT)
-        if name in _OTHERS:
-            named[_OTHERS[name]] = value
-        elif name.startswith("transformer.resblocks.") and key.startswith(TEXT):
-            number, _, rest = name.removeprefix("transformer.resblocks.").partition(".")
-            if int(number) >= config.num_hidden_layers:
-                continue
-            layer = f"encoder.layers.{number}"
-            if rest.startswith("attn.in_proj_"):
-                for part, third in zip("qkv", value.chunk(3), strict=True):
-                    named[f"{layer}.self_attn.{part}_proj.{rest.removeprefix('attn.in_proj_')}"] = third
-            else:
-                stem, _, kind = rest.rpartition(".")
-                named[f"{layer}.{_LAYER.get(stem, stem)}.{kind}"] = value
-    own = encoder.state_dict()
-    prefix = "text_model." if any(key.startswith("text_model.") for key in own) else ""
-    wanted = {key for key in own if not key.endswith("position_ids")}
-    given = {f"{prefix}{key}": value.to(dtype) for key, value in named.items()}
-    wrong = sorted(key for key in wanted if key not in given or given[key].shape != own[key].shape)
-    if wrong:
-        raise WeightsError(f"{file} does not fit the text encoder that {configs} describes, such as in {wrong[0]}.")
-    encoder.load_state_dict({key: given[key] for key in wanted}, strict=False)
-    return torch.nn.Module.to(encoder, dtype)
+    if configs is None:
+        config = CLIPTextConfig(**Published(tensors, source=source, prefix=TEXT).text(head_width))
+    else:
+        config = CLIPTextConfig.from_pretrained(configs, subfolder="text_encoder", local_files_only=True)
+    try:
+        with torch.device("meta"):
+            encoder = CLIPTextModel(config)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise WeightsError(f"{configs or source} describes no text encoder that can be built: {error}") from error
+    nn.Module.to(encoder, dtype=dtype)
+    used = {
+        name: value
+        for name, value in tensors.items()
+        if (found := _OF_TEXT.match(name)) and int(found[1] or 0) < config.num_hidden_layers
+    }
+    load_published(encoder, text_names(encoder.state_dict()), used, source=source, prefix=TEXT)
+    for module in encoder.modules():  # the only values that no file has
+        if "position_ids" in module._buffers:
+            module._buffers["position_ids"] = torch.arange(config.max_position_embeddings)[None]
+    return encoder

@@ -31,7 +31,7 @@ def encode(vae: Any, pictures: Tensor, mode: VaeMode = "whole") -> tuple[Tensor,
     elif mode == "strips":
         hidden = encoded_in_strips(vae.encoder, pictures)
     else:
-        hidden = encoded_in_tiles(vae.encoder, pictures, mode.encoder, 2 ** (len(vae.encoder.down_blocks) - 1))
+        hidden = encoded_in_tiles(vae.encoder, pictures, mode, 2 ** (len(vae.encoder.down_blocks) - 1))
     if getattr(vae, "quant_conv", None) is not None:
         hidden = vae.quant_conv(hidden.to(pictures.dtype))
     mean, logvar = hidden.chunk(2, 1)
@@ -57,4 +57,4 @@ def decode(vae: Any, latents: Tensor, mode: VaeMode = "whole") -> Tensor:
         return cast(Tensor, vae.decoder(latents))
     if mode == "strips":
         return decoded_in_strips(vae.decoder, latents)
-    return decoded_in_tiles(vae.decoder, latents, mode.decoder, 2 ** (len(vae.decoder.up_blocks) - 1))
+    return decoded_in_tiles(vae.decoder, latents, mode, 2 ** (len(vae.decoder.up_blocks) - 1))

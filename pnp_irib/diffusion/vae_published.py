@@ -30,10 +30,12 @@ class PublishedTiles:
     Attributes:
         encoder: side in pixels.
         decoder: side in latent pixels.
+        narrow_whole: leave in one piece what has a side shorter than a tile, as DiffBIR does.
     """
 
     encoder: int = 1024
     decoder: int = 224
+    narrow_whole: bool = False
 
     def __post_init__(self) -> None:
         if self.encoder < 8 or self.decoder < 1:
@@ -42,18 +44,18 @@ class PublishedTiles:
             )
 
 
-def encoded_in_tiles(encoder: Any, pictures: Tensor, side: int, factor: int) -> Tensor:
+def encoded_in_tiles(encoder: Any, pictures: Tensor, sizes: PublishedTiles, factor: int) -> Tensor:
     """What the encoder makes of pictures, float32 where they are tiled; ``factor``: how much smaller that is."""
-    tiles = plan_tiles(pictures.shape[-2], pictures.shape[-1], side, decoder=False)
-    if tiles is None:
+    tiles = plan_tiles(pictures.shape[-2], pictures.shape[-1], sizes.encoder, decoder=False)
+    if tiles is None or (sizes.narrow_whole and min(pictures.shape[-2:]) < sizes.encoder):
         return cast(Tensor, encoder(pictures))
     return _run(lambda x: _encoder(encoder, x), pictures, tiles, 1, factor)
 
 
-def decoded_in_tiles(decoder: Any, latents: Tensor, side: int, factor: int) -> Tensor:
+def decoded_in_tiles(decoder: Any, latents: Tensor, sizes: PublishedTiles, factor: int) -> Tensor:
     """What the decoder makes of latents, float32 where they are tiled; ``factor``: how much larger that is."""
-    tiles = plan_tiles(latents.shape[-2], latents.shape[-1], side, decoder=True)
-    if tiles is None:
+    tiles = plan_tiles(latents.shape[-2], latents.shape[-1], sizes.decoder, decoder=True)
+    if tiles is None or (sizes.narrow_whole and min(latents.shape[-2:]) < sizes.decoder):
         return cast(Tensor, decoder(latents))
     return _run(lambda x: _decoder(decoder, x), latents, tiles, factor, 1)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import pnp_irib.diffusion.places as places
 from pnp_irib import wrap
-from pnp_irib.diffusion.base import StableDiffusion
+from pnp_irib.diffusion.base import ZERO_SNR_V, StableDiffusion
 from pnp_irib.diffusion.places import SD21_BASE, KnownModel, find_base, places_of
 from pnp_irib.errors import ConfigError, WeightsError
 from pnp_irib_osediff.restorer import load_osediff
@@ -208,12 +208,17 @@ def test_a_single_file_is_the_model_that_it_was(
     torch.testing.assert_close(sums[0], sums[1], rtol=1e-5, atol=0)
     copy = tmp_path / "copy.safetensors"
     save_file({key: value.clone() for key, value in content.items() if value.is_floating_point()}, copy)
-    assert StableDiffusion.load(copy).fingerprint == base.fingerprint
+    again = StableDiffusion.load(copy, noise=ZERO_SNR_V)  # the small files are those of a base that predicts the noise
+    assert again.fingerprint == base.fingerprint
+    assert again.alphas[-1] == 0
+    assert base.alphas[-1].item() == pytest.approx(0.00466, abs=1e-5)
     torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "other.ckpt")
     with pytest.raises(WeightsError, match=r"other\.ckpt holds no tensors named model\.diffusion_model\."):
         StableDiffusion.load(tmp_path / "other.ckpt")
     wrong = dict(content)
     del wrong["first_stage_model.decoder.conv_in.weight"]
     torch.save({"state_dict": wrong}, tmp_path / "part.ckpt")
-    with pytest.raises(WeightsError, match=r"part\.ckpt does not fit the configuration"):
+    with pytest.raises(
+        WeightsError, match=r"part\.ckpt does not fit AutoencoderKL: missing first_stage_model\.decoder\.conv_in"
+    ):
         StableDiffusion.load(tmp_path / "part.ckpt")
