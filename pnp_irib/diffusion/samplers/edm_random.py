@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from pnp_irib.diffusion.samplers.edm import euler_to
@@ -17,19 +19,24 @@ from pnp_irib.diffusion.samplers.walk import At
 __all__ = ["ancestral", "dpm_2_a", "dpmpp_2m_sde", "dpmpp_2s_a", "dpmpp_3m_sde", "dpmpp_sde", "euler_a"]
 
 
-def ancestral(sigma: float, target: float, eta: float) -> tuple[float, float]:
+def ancestral(sigma: float, target: float, eta: float, *, published: bool = False) -> tuple[float, float]:
     """How far down to step, and how much noise to add then, for a target.
 
     Args:
         sigma: that the step begins at.
         target: that it leads to.
         eta: share of the noise that is renewed; 1: as the reverse diffusion has it.
+        published: in float32, which leaves one digit of the first number where a step begins at 1e4.
     """
+    if published:
+        begin, end = (torch.tensor(number, dtype=torch.float32) for number in (sigma, target))
+        added = min(end, eta * (end**2 * (begin**2 - end**2) / begin**2) ** 0.5)
+        return ((end**2 - added**2) ** 0.5).item(), added.item()
     up = min(target, eta * math.sqrt(target**2 * (sigma**2 - target**2) / sigma**2))
     return math.sqrt(target**2 - up**2), up
 
 
-def euler_a(at: At[float], x: Tensor, *, eta: float = 1.0, s_noise: float = 1.0, stray_draw: bool = False) -> Tensor:
+def euler_a(at: At[float], x: Tensor, *, eta: float = 1.0, s_noise: float = 1.0, published: bool = False) -> Tensor:
     """Euler's step below the target, then noise. With ``eta`` 1 that is `steps.ddpm`.
 
     Args:
@@ -37,11 +44,11 @@ def euler_a(at: At[float], x: Tensor, *, eta: float = 1.0, s_noise: float = 1.0,
         x: the latent.
         eta: see `ancestral`.
         s_noise: factor of the noise.
-        stray_draw: draw noise also where an eta of 0 adds none.
+        published: write and round the step as the published code, and draw noise also where an eta of 0 adds none.
     """
-    down, up = ancestral(at.here, at.there, eta)
-    x = euler_to(x, at.denoise(x, at.here), at.here, down)
-    return _with_noise(at, x, up, s_noise, stray_draw)
+    down, up = ancestral(at.here, at.there, eta, published=published)
+    x = euler_to(x, at.denoise(x, at.here), at.here, down, published=published)
+    return _with_noise(at, x, up, s_noise, published)
 
 
 def dpm_2_a(
@@ -50,38 +57,39 @@ def dpm_2_a(
     *,
     eta: float = 1.0,
     s_noise: float = 1.0,
-    stray_draw: bool = False,
+    published: bool = False,
     euler_first: bool = False,
 ) -> Tensor:
     """As `edm.dpm_2`, below the target, then noise. For the options see `euler_a` and `edm.heun`."""
     sigma = at.here
-    down, up = ancestral(sigma, at.there, eta)
+    down, up = ancestral(sigma, at.there, eta, published=published)
     found = at.denoise(x, sigma)
-    ahead = euler_to(x, found, sigma, down)
+    ahead = euler_to(x, found, sigma, down, published=published)
     if down > 0 and not (euler_first and at.number == 0):
         middle = math.sqrt(sigma * down)
-        ahead = ahead + (down - sigma) / middle * (found - at.denoise(euler_to(x, found, sigma, middle), middle))
-    return _with_noise(at, ahead, up, s_noise, stray_draw)
+        half = euler_to(x, found, sigma, middle, published=published)
+        ahead = x + (half - at.denoise(half, middle)) / middle * (down - sigma)
+    return _with_noise(at, ahead, up, s_noise, published)
 
 
-def dpmpp_2s_a(at: At[float], x: Tensor, *, eta: float = 1.0, s_noise: float = 1.0, stray_draw: bool = False) -> Tensor:
+def dpmpp_2s_a(at: At[float], x: Tensor, *, eta: float = 1.0, s_noise: float = 1.0, published: bool = False) -> Tensor:
     """DPM-Solver++(2S) (Lu et al., arXiv 2211.01095, algorithm 1, r = 1/2) below the target, then noise. As `euler_a`."""
     sigma = at.here
-    down, up = ancestral(sigma, at.there, eta)
+    down, up = ancestral(sigma, at.there, eta, published=published)
     found = at.denoise(x, sigma)
     if down > 0:
         middle = math.sqrt(sigma * down)
         found = at.denoise(euler_to(x, found, sigma, middle), middle)
-    return _with_noise(at, euler_to(x, found, sigma, down), up, s_noise, stray_draw)
+    return _with_noise(at, euler_to(x, found, sigma, down), up, s_noise, published)
 
 
-def _with_noise(at: At[float], x: Tensor, up: float, s_noise: float, stray_draw: bool) -> Tensor:
-    if at.there == 0 or (up == 0 and not stray_draw):
+def _with_noise(at: At[float], x: Tensor, up: float, s_noise: float, published: bool) -> Tensor:
+    if at.there == 0 or (up == 0 and not published):
         return x
     return x + s_noise * up * at.draw()
 
 
-def dpmpp_sde(at: At[float], x: Tensor, *, eta: float = 1.0, s_noise: float = 1.0, stray_draw: bool = False) -> Tensor:
+def dpmpp_sde(at: At[float], x: Tensor, *, eta: float = 1.0, s_noise: float = 1.0, published: bool = False) -> Tensor:
     """The same with noise also at the middle, along one Brownian path.
 
     Args:
@@ -89,21 +97,24 @@ def dpmpp_sde(at: At[float], x: Tensor, *, eta: float = 1.0, s_noise: float = 1.
         x: the latent.
         eta: see `ancestral`.
         s_noise: factor of the noise.
-        stray_draw: ask the path for increments also where an eta of 0 adds none of it.
+        published: round as the published code, and ask the path for increments also where an eta of 0 adds none of them.
     """
     sigma, target = at.here, at.there
     found = at.denoise(x, sigma)
     if target == 0:
         return found
+    middle = math.sqrt(sigma * target)
+    if published:  # it takes sigmas from their logarithms
+        logs = np.log(np.array([sigma, target], dtype=np.float32))
+        sigma, target, middle = np.exp([logs[0], logs[1], logs[0] + (logs[1] - logs[0]) * np.float32(0.5)]).tolist()
 
     def to(level: float, picture: Tensor) -> Tensor:
-        down, up = ancestral(sigma, level, eta)
+        down, up = ancestral(sigma, level, eta, published=published)
         reached = euler_to(x, picture, sigma, down)
-        if up == 0 and not stray_draw:
+        if up == 0 and not published:
             return reached
         return reached + s_noise * up * at.increment(sigma, level)
 
-    middle = math.sqrt(sigma * target)
     return to(target, at.denoise(to(middle, found), middle))
 
 
@@ -127,10 +138,15 @@ def dpmpp_2m_sde(at: At[float], x: Tensor, *, eta: float = 1.0, s_noise: float =
     return _with_increment(at, math.exp(-decay) * x - math.expm1(-decay) * line, length, eta, s_noise)
 
 
-def dpmpp_3m_sde(at: At[float], x: Tensor, *, eta: float = 1.0, s_noise: float = 1.0) -> Tensor:
+def dpmpp_3m_sde(at: At[float], x: Tensor, *, eta: float = 1.0, s_noise: float = 1.0, published: bool = False) -> Tensor:
     """The same of third order: the estimate is a parabola in log sigma through the latest three, integrated exactly.
 
-    The options are those of `dpmpp_2m_sde`.
+    Args:
+        at: where.
+        x: the latent.
+        eta: see `dpmpp_2m_sde`.
+        s_noise: factor of the noise.
+        published: give the bend of the parabola half its weight, as published code does, which is of second order.
     """
     found = at.denoise(x, at.here)
     if at.there == 0:
@@ -147,7 +163,8 @@ def dpmpp_3m_sde(at: At[float], x: Tensor, *, eta: float = 1.0, s_noise: float =
             second = math.log(at.levels[at.number - 2] / at.levels[at.number - 1]) / length
             bend = (slope - (at.past[-1] - at.past[-2]) / second) / (first + second)
             slope = slope + first * bend
-            ahead = ahead - (linear / decay - 0.5) * bend
+            # The integral over the step of the time squared, as the other two are of the time and of 1.
+            ahead = ahead + (1 - 2 * linear / decay) * (0.5 if published else 1.0) * bend
         ahead = ahead + linear * slope
     at.remember(found, 2)
     return _with_increment(at, ahead, length, eta, s_noise)

@@ -150,7 +150,8 @@ def edm_sigmas(steps: int, alphas: Numbers, *, published: bool = False) -> tuple
     Args:
         steps: how many.
         alphas: by timestep, (T,).
-        published: begin at `INFINITE_SIGMA` whatever the model. Else only where nothing of the picture is left.
+        published: begin at `INFINITE_SIGMA` whatever the model, and round to float32. Else that is only where nothing of the
+            picture is left.
 
     Raises:
         ConfigError: more steps than timesteps, or fewer than 1.
@@ -158,7 +159,7 @@ def edm_sigmas(steps: int, alphas: Numbers, *, published: bool = False) -> tuple
     timesteps = edm_timesteps(steps, len(alphas))
     sigmas = [INFINITE_SIGMA if published or alphas[-1] <= 0 else float(sigmas_of(alphas[-1:])[0])]
     sigmas += (float(s) for s in sigmas_of(alphas[list(timesteps[1:])]))
-    return (*sigmas, 0.0)
+    return (*(float(np.float32(s)) if published else s for s in sigmas), 0.0)
 
 
 def nearest_timestep(sigma: float, steps: int, alphas: Numbers) -> float:

@@ -46,33 +46,33 @@ class Sampler:
         grid: whose levels it visits.
         step: see `pnp_irib.diffusion.samplers.walk.Step`.
         takes: the options of `Sampling` that its step takes.
-        stray_draw: whether the published code draws noise that is not used.
+        published: whether its step knows how the published code draws, rounds or weighs otherwise.
         euler_first: whether its first step is Euler's where it begins at a stand-in for infinity.
     """
 
     grid: Literal["spaced", "ddim", "solver", "edm"]
     step: Callable[..., Tensor]
     takes: tuple[str, ...] = ()
-    stray_draw: bool = False
+    published: bool = False
     euler_first: bool = False
 
 
 SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
     {
-        "spaced": Sampler("spaced", steps.ddpm, stray_draw=True),
-        "ddim": Sampler("ddim", steps.ddim, stray_draw=True),
+        "spaced": Sampler("spaced", steps.ddpm, published=True),
+        "ddim": Sampler("ddim", steps.ddim, published=True),
         "dpm++_m2": Sampler("solver", steps.dpm_solver_2m),
-        "edm_euler": Sampler("edm", edm.euler, _CHURN, stray_draw=True),
-        "edm_euler_a": Sampler("edm", edm_random.euler_a, _ANCESTRAL, stray_draw=True),
-        "edm_heun": Sampler("edm", edm.heun, _CHURN, stray_draw=True, euler_first=True),
-        "edm_dpm_2": Sampler("edm", edm.dpm_2, _CHURN, stray_draw=True, euler_first=True),
-        "edm_dpm_2_a": Sampler("edm", edm_random.dpm_2_a, _ANCESTRAL, stray_draw=True, euler_first=True),
-        "edm_lms": Sampler("edm", edm.lms, ("order",)),
-        "edm_dpm++_2s_a": Sampler("edm", edm_random.dpmpp_2s_a, _ANCESTRAL, stray_draw=True),
-        "edm_dpm++_sde": Sampler("edm", edm_random.dpmpp_sde, _ANCESTRAL, stray_draw=True),
+        "edm_euler": Sampler("edm", edm.euler, _CHURN, published=True),
+        "edm_euler_a": Sampler("edm", edm_random.euler_a, _ANCESTRAL, published=True),
+        "edm_heun": Sampler("edm", edm.heun, _CHURN, published=True, euler_first=True),
+        "edm_dpm_2": Sampler("edm", edm.dpm_2, _CHURN, published=True, euler_first=True),
+        "edm_dpm_2_a": Sampler("edm", edm_random.dpm_2_a, _ANCESTRAL, published=True, euler_first=True),
+        "edm_lms": Sampler("edm", edm.lms, ("order",), published=True),
+        "edm_dpm++_2s_a": Sampler("edm", edm_random.dpmpp_2s_a, _ANCESTRAL, published=True),
+        "edm_dpm++_sde": Sampler("edm", edm_random.dpmpp_sde, _ANCESTRAL, published=True),
         "edm_dpm++_2m": Sampler("edm", edm.dpmpp_2m),
         "edm_dpm++_2m_sde": Sampler("edm", edm_random.dpmpp_2m_sde, _ANCESTRAL),
-        "edm_dpm++_3m_sde": Sampler("edm", edm_random.dpmpp_3m_sde, _ANCESTRAL),
+        "edm_dpm++_3m_sde": Sampler("edm", edm_random.dpmpp_3m_sde, _ANCESTRAL, published=True),
     }
 )
 """By the names that DiffBIR gives them."""
@@ -95,8 +95,10 @@ class Sampling:
         s_noise: factor of the noise of these and of the samplers that ``eta`` is for.
         eta: share of the noise that is renewed, for the ancestral and stochastic samplers of the edm family.
         order: of edm_lms; 1: as edm_euler.
-        published: keep to the published code: its grids and labels of timesteps, its draws that are not used, and options that
-            the sampler does not take are ignored. Else see `pnp_irib.diffusion.samplers.grids`.
+        published: keep to the published code: its grids and labels of timesteps, its draws that are not used, its rounding in
+            float32, and the weight in edm_dpm++_3m_sde that makes it of second order; options that the sampler does not take
+            are ignored. Else see `pnp_irib.diffusion.samplers.grids`; and edm_heun, edm_dpm_2 and edm_dpm_2_a take one
+            Euler step first where they begin at pure noise.
 
     Raises:
         ConfigError: there is no such sampler, an option has a value that is impossible, or the sampler does not take it.
@@ -253,8 +255,8 @@ def sample(
 def _configured(sampler: Sampler, sampling: Sampling, alphas: Numbers) -> Callable[..., Tensor]:
     """The step with its options."""
     options: dict[str, Any] = {name: getattr(sampling, name) for name in sampler.takes}
-    if sampler.stray_draw:
-        options["stray_draw"] = sampling.published
+    if sampler.published:
+        options["published"] = sampling.published
     if sampler.euler_first:
         options["euler_first"] = not sampling.published and alphas[-1] <= 0
     if sampler.grid == "solver":

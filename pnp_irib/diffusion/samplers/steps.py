@@ -31,31 +31,31 @@ def posterior(alpha: float, target: float) -> tuple[float, float, float]:
     )
 
 
-def ddpm(at: At[Level], x: Tensor, *, stray_draw: bool = False) -> Tensor:
+def ddpm(at: At[Level], x: Tensor, *, published: bool = False) -> Tensor:
     """A draw from the posterior (Ho et al., arXiv 2006.11239), with the smaller of the two variances.
 
     Args:
         at: where.
         x: the latent.
-        stray_draw: draw noise also where there is none to add.
+        published: draw noise also where there is none to add.
     """
     found = at.denoise(x, at.here)
     of_picture, of_latent, variance = posterior(at.here.alpha, at.there.alpha)
-    noise = at.draw() if variance > 0 or stray_draw else None
+    noise = at.draw() if variance > 0 or published else None
     mean = of_picture * found + of_latent * x
     return mean if noise is None or variance == 0 else mean + variance**0.5 * noise
 
 
-def ddim(at: At[Level], x: Tensor, *, stray_draw: bool = False) -> Tensor:
+def ddim(at: At[Level], x: Tensor, *, published: bool = False) -> Tensor:
     """The deterministic step of Song et al. (arXiv 2010.02502, equation 12, eta = 0).
 
     Args:
         at: where.
         x: the latent.
-        stray_draw: draw noise that is not used.
+        published: draw noise that is not used.
     """
     found = at.denoise(x, at.here)
-    if stray_draw:
+    if published:
         at.draw()
     alpha, target = at.here.alpha, at.there.alpha
     of_noise = ((1 - target) / (1 - alpha)) ** 0.5  # of the noise in x, which is (x - sqrt(a) * picture) / sqrt(1 - a)

@@ -183,18 +183,19 @@ def test_every_state_follows_from_the_recorded_estimates(case: Case | None) -> N
     names = iter(range(sampling.steps))
     states: list[Tensor] = []
     latent = walk(
-        partial(sampler.step, **{name: getattr(sampling, name) for name in sampler.takes}),
-        known["state_00"].double(),
+        partial(sampler.step, published=True, **{name: getattr(sampling, name) for name in sampler.takes}),
+        known["state_00"],
         sigmas,
-        lambda x, sigma: known[f"denoised_{next(names):02d}"].double(),
+        lambda x, sigma: known[f"denoised_{next(names):02d}"],
         draw=lambda: torch.zeros(()),
-        increment=lambda a, b: noise.increment((1, 4, 8, 16), a, b, device=torch.device("cpu"), dtype=torch.float64),
+        increment=lambda a, b: noise.increment((1, 4, 8, 16), a, b, device=torch.device("cpu"), dtype=torch.float32),
         each=lambda number, state, _: states.append(state),
     )
     assert len(states) == sampling.steps
     for number, state in enumerate([*states, latent]):
         name = f"state_{number:02d}" if number < sampling.steps else "latent"
-        assert (state - known[name].double()).abs().max() <= case.facts["tolerance"][name], name
+        # Tighter than the tolerance of the case: no network is between. The digits lost at 1e4 are the published ones.
+        assert (state - known[name]).abs().max() <= 2e-6 * max(1.0, known[name].abs().max().item()), name
     return None
 
 
@@ -209,7 +210,7 @@ def test_guided_steps(case: Case | None) -> None:
     for number, name in ((0, "state_01"), (5, "latent")):
         estimate = known[f"x0_after_{number:02d}"]
         at = At(levels, partial(lambda found, *_: found, estimate), partial(drawn.__getitem__, number), no_path, number)
-        found = ddpm(at, known[f"state_{number:02d}"], stray_draw=number < len(drawn))
+        found = ddpm(at, known[f"state_{number:02d}"], published=number < len(drawn))
         assert (found - known[name]).abs().max() <= case.facts["tolerance"][name]
 
     asked: list[tuple[float, float]] = []
