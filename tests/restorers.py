@@ -1,6 +1,9 @@
 """The restorers that this repository installs, stated apart from the registry."""
 
 OURS = [
+    "diffbir-bsrnet",
+    "diffbir-scunet",
+    "diffbir-swinir",
     "osediff",
     "osediff-face",
     "realesr-animevideov3",

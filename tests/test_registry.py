@@ -45,7 +45,7 @@ def run(code: str, *sites: Path) -> str:
 
 def test_ours_are_listed() -> None:
     assert set(OURS) <= set(restorer_names())
-    assert [spec.name for spec in list_restorers("realesr*")] == OURS[2:5]
+    assert [spec.name for spec in list_restorers("realesr*")] == [name for name in OURS if name.startswith("realesr")]
     assert [spec.name for spec in list_restorers("*anime")] == ["realesrgan-x4plus-anime"]
     assert list_restorers("nothing*") == []
     assert broken_plugins() == []
@@ -57,9 +57,7 @@ def test_unknown_names_get_the_nearest() -> None:
         UnknownRestorerError, match=r"no restorer named 'realesrgan'.*Did you mean 'realesrgan-x4plus'"
     ) as caught:
         load_restorer("realesrgan")
-    assert "Installed: osediff, osediff-face, realesr-animevideov3, realesrgan-x4plus, realesrgan-x4plus-anime" in str(
-        caught.value
-    )
+    assert f"Installed: {', '.join(OURS)}" in str(caught.value)
     with pytest.raises(LookupError, match=r"no restorer named 'zzz'\. Installed"):
         find_spec("zzz")
 

@@ -19,11 +19,12 @@ from pnp_irib.images.tensors import output_size
 from pnp_irib.images.tiling import tiled
 from pnp_irib.prompts import Prompt
 from pnp_irib.restorer import NoiseSource
+from pnp_irib.rrdb.network import RRDBNet
 from pnp_irib.runtime import choose_device, choose_dtype, store_channels_last
 from pnp_irib.spec import RestorerSpec
 from pnp_irib.weights import cached_conversion, find_place, load_checkpoint, load_strictly, origin_of, resolve_file
 from pnp_irib_realesrgan.ncnn import read_ncnn
-from pnp_irib_realesrgan.networks import RRDBNet, SRVGGNetCompact
+from pnp_irib_realesrgan.networks import SRVGGNetCompact
 from pnp_irib_realesrgan.spec import ANIME, ANIME_VIDEO, X4PLUS
 
 __all__ = ["RealESRGAN", "convert", "load_realesr_animevideov3", "load_realesrgan_x4plus", "load_realesrgan_x4plus_anime"]

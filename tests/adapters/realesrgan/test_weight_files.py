@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pnp_irib.errors import MissingExtraError, WeightsError
+from pnp_irib.rrdb.network import RRDBNet
 from pnp_irib_realesrgan.ncnn import read_ncnn
-from pnp_irib_realesrgan.networks import RRDBNet
 from pnp_irib_realesrgan.restorer import RealESRGAN, load_realesr_animevideov3, load_realesrgan_x4plus_anime
 from pnp_irib_realesrgan.spec import ANIME, ANIME_VIDEO
 from tests.adapters.realesrgan.files import contiguous_state, local_files, same_weights

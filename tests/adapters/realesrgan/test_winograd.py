@@ -8,17 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from pnp_irib.registry import load_restorer
-from pnp_irib_realesrgan.networks import RRDB, SLOPE, RRDBNet
+from pnp_irib.rrdb.network import RRDB, SLOPE, RRDBNet
+from pnp_irib.rrdb.winograd import WinogradRRDB, Workspaces
 from pnp_irib_realesrgan.restorer import RealESRGAN
 from pnp_irib_realesrgan.spec import ANIME, X4PLUS
-from pnp_irib_realesrgan.winograd import WinogradRRDB, Workspaces
 
 
 @pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 3), (2, 41), (24, 31), (70, 66)])
-def test_a_block_is_the_same_up_to_rounding(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("widths", [(12, 8), (8, 12)])
+def test_a_block_is_the_same_up_to_rounding(size: tuple[int, int], widths: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    block = RRDB(12, 8)
-    x = torch.randn(2, 12, *size)
+    block = RRDB(*widths)
+    x = torch.randn(2, widths[0], *size)
     with torch.no_grad():
         expected = block.double()(x.double())
         found = WinogradRRDB(block, SLOPE)(x, {})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,11 @@ from pnp_irib.noise import SeededNoise
 from pnp_irib.profile import PRESETS
 from pnp_irib.registry import load_restorer
 from pnp_irib.restorer import Restorer
+from pnp_irib.spandrel_import import import_spandrel
 from pnp_irib.weights import package_file
 from pnp_irib_realesrgan.restorer import RealESRGAN
-from pnp_irib_spandrel import restorer as module
 from pnp_irib_spandrel.recognise import RECOGNISER
-from pnp_irib_spandrel.restorer import SpandrelRestorer, import_spandrel, load_spandrel
+from pnp_irib_spandrel.restorer import SpandrelRestorer, load_spandrel
 from pnp_irib_spandrel.spec import SPANDREL
 from tests.wrapper.state import generators, same, snapshot
 
@@ -312,25 +311,3 @@ def test_a_missing_spandrel_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "spandrel" else find(name))
     with pytest.raises(MissingExtraError, match=r"spandrel is not installed. Run: pip install 'pnp-irib\[spandrel\]'"):
         load_spandrel("model.pth")
-
-
-def test_a_spandrel_that_cannot_be_imported_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(name: str) -> Any:
-        raise ImportError("cannot import name 'resize' from 'torchvision'")
-
-    monkeypatch.setattr(importlib, "import_module", broken)
-    with pytest.raises(MissingExtraError, match=r"spandrel \S+ cannot be imported: cannot import name 'resize'.*Install what"):
-        import_spandrel()
-
-
-# Without torchvision
-
-
-def test_what_is_lent_instead_of_torchvision() -> None:
-    import_spandrel()
-    assert module.FUNCTIONS not in sys.modules
-    lq = picture(2, 4, 4)
-    expected = (lq - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1)
-    torch.testing.assert_close(module._normalize(lq, [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]), expected)
-    with pytest.raises(MissingExtraError, match="needs torchvision"):
-        module._rotate(lq, 3.0)

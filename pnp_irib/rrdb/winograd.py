@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pnp_irib.convolution import TILE, WINDOW, both_ways, transformed_kernel
 
 if TYPE_CHECKING:
-    from pnp_irib_realesrgan.networks import RRDB, ResidualDenseBlock
+    from pnp_irib.rrdb.network import RRDB, ResidualDenseBlock
 
 __all__ = ["FEWEST_PIXELS", "WinogradRRDB", "WinogradTrunk", "Workspaces"]
 
@@ -38,9 +38,10 @@ class Workspace:
         self.windows = {c: torch.zeros(6, 6, c, self.rows, self.columns, dtype=torch.float32) for c in (features, growth)}
         self.transformed = torch.empty(36, features + 4 * growth, self.tiles, dtype=torch.float32)
         self.band_rows = max(1, BAND_TILES // self.columns)
-        band = min(self.tiles, self.band_rows * self.columns) * features
+        widest = max(features, growth)
+        band = min(self.tiles, self.band_rows * self.columns) * widest
         self.products, self.band = (torch.empty(n * band, dtype=torch.float32) for n in (36, 16))
-        self.half = torch.empty(36 * features * self.tiles, dtype=torch.float32)
+        self.half = torch.empty(36 * widest * self.tiles, dtype=torch.float32)
         self.to_window, self.to_tile = (torch.tensor(rows, dtype=torch.float32) for rows in (WINDOW, TILE))
 
     def transform(self, channels: int, first: int) -> None:
