@@ -1,4 +1,4 @@
-"""DiffBIR's published files of the second stage."""
+"""DiffBIR's published files: where they are found, and reading those of the second stage."""
 
 from __future__ import annotations
 
@@ -7,10 +7,33 @@ from typing import Any
 
 from torch import Tensor
 
-from pnp_irib.weights import load_checkpoint
+from pnp_irib.errors import WeightsError
+from pnp_irib.spec import RestorerSpec, WeightsFile
+from pnp_irib.weights import find_place, load_checkpoint, resolve_file
 from pnp_irib_diffbir.networks import controlnet_from
 
-__all__ = ["read_controlnet", "read_tensors"]
+__all__ = ["published_file", "read_controlnet", "read_tensors"]
+
+
+def published_file(given: str | Path | None, file: WeightsFile, *, spec: RestorerSpec) -> Path:
+    """Where a published file is on this machine.
+
+    Args:
+        given: a path, or ``hf-hub:owner/repo/file``; None: as the Hub's cache has it, or fetched from its public place.
+        file: which one.
+        spec: of the restorer that needs it.
+
+    Raises:
+        WeightsError: it is not there and cannot be fetched, or its public place is not the Hub.
+    """
+    if given is not None:
+        return resolve_file(given, spec=spec)
+    if (found := find_place(file)) is not None:
+        return found[1]
+    place = file.places[0]
+    if not place.startswith("hf-hub:"):
+        raise WeightsError(f"{spec.name} needs {file.name}. Download {place} and give its path.")
+    return resolve_file(place, spec=spec)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

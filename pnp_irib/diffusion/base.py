@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pnp_irib.diffusion.lora import active, adapter_names
 from pnp_irib.diffusion.offload import Offload
 from pnp_irib.diffusion.places import KNOWN, SD21_BASE, find_base
-from pnp_irib.diffusion.samplers.tables import Prediction, alphas_of, scaled_linear_betas, zero_snr_betas
+from pnp_irib.diffusion.samplers.tables import Numbers, Prediction, alphas_of, scaled_linear_betas, zero_snr_betas
 from pnp_irib.diffusion.single_file import Heads, read_single_file
 from pnp_irib.diffusion.text import TextEmbedder
 from pnp_irib.errors import ConfigError, WeightsError
@@ -46,10 +46,15 @@ class NoiseSchedule:
     zero_snr: bool = False
 
     @property
-    def alphas(self) -> Tensor:
-        """Products of 1 - beta by timestep on the schedule of Stable Diffusion, (1000,) float32."""
+    def numbers(self) -> Numbers:
+        """Products of 1 - beta by timestep on the schedule of Stable Diffusion, (1000,)."""
         betas = scaled_linear_betas()
-        return torch.from_numpy(alphas_of(zero_snr_betas(betas) if self.zero_snr else betas)).float()
+        return alphas_of(zero_snr_betas(betas) if self.zero_snr else betas)
+
+    @property
+    def alphas(self) -> Tensor:
+        """The same, float32."""
+        return torch.from_numpy(self.numbers).float()
 
 
 EPS = NoiseSchedule()

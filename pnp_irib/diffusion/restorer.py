@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,9 @@ class DiffusionRestorer:
         ConfigError: an option has a value that is impossible.
     """
 
+    whole_scales: ClassVar[bool] = True
+    """Whether the published script enlarges as `pnp_irib.diffusion.published.enlarge` does."""
+
     def __init__(
         self,
         base: StableDiffusion,
@@ -73,7 +76,7 @@ class DiffusionRestorer:
         check_number("latent_overlap", latent_overlap, whole=True, zero=True)
         check_choices(compat=(compat, (None, "upstream")), color=(color, ("adain", "wavelet", "none")))
         plan_latent_tiles(1, 1, tile=latent_tile, overlap=latent_overlap)  # checks them
-        if compat and process_size // whole_scale(upscale) * upscale < 8:
+        if compat and self.whole_scales and process_size // whole_scale(upscale) * upscale < 8:
             raise ConfigError(
                 f"process_size={process_size}: with compat and upscale={upscale:g}, pictures of no pixels arise."
             )
@@ -140,7 +143,24 @@ class DiffusionRestorer:
         size = output_size(lq.shape[-2], lq.shape[-1], self.upscale if scale is None else scale)
         larger = max(1.0, self.process_size / min(size))
         seen = resize(lq, (max(size[0], round(size[0] * larger)), max(size[1], round(size[1] * larger)))).clamp(0, 1)
-        picture = network(pad_to(seen, multiple_of=self.base.factor))[..., : seen.shape[-2], : seen.shape[-1]].to(lq)
+        return self.finished(seen, size, network).to(lq)
+
+    def finished(
+        self, seen: Tensor, size: tuple[int, int], network: Callable[[Tensor], Tensor], *, multiple_of: int | None = None
+    ) -> Tensor:
+        """Restore enlarged pictures, give the colours back, and bring to a size.
+
+        Args:
+            seen: (N, 3, h, w) in [0, 1].
+            size: (height, width) of the result.
+            network: see `framed`.
+            multiple_of: sides of what the network sees, pixels; None: ``base.factor``.
+
+        Returns:
+            (N, 3, *size), of the dtype of ``seen``.
+        """
+        multiple_of = self.base.factor if multiple_of is None else multiple_of
+        picture = network(pad_to(seen, multiple_of=multiple_of))[..., : seen.shape[-2], : seen.shape[-1]].to(seen)
         return resize(match_color(picture, seen, self.color), size)
 
     def plan(self, height: int, width: int) -> LatentTiles | None:

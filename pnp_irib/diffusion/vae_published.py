@@ -28,34 +28,40 @@ class PublishedTiles:
     """Sizes of the tiles.
 
     Attributes:
-        encoder: side in pixels.
-        decoder: side in latent pixels.
+        encoder: side in pixels; None: in one piece.
+        decoder: side in latent pixels; None: in one piece.
         narrow_whole: leave in one piece what has a side shorter than a tile, as DiffBIR does.
     """
 
-    encoder: int = 1024
-    decoder: int = 224
+    encoder: int | None = 1024
+    decoder: int | None = 224
     narrow_whole: bool = False
 
     def __post_init__(self) -> None:
-        if self.encoder < 8 or self.decoder < 1:
-            raise ConfigError(
-                f"VAE tiles of {self.encoder} pixels and {self.decoder} latent pixels: expected at least 8 and at least 1."
-            )
+        for side, least, what in ((self.encoder, 8, "pixels"), (self.decoder, 1, "latent pixels")):
+            if side is not None and side < least:
+                raise ConfigError(f"VAE tiles of {side} {what}: expected at least {least}, or None for no tiles.")
+
+    def plan(self, height: int, width: int, *, decoder: bool) -> list[Tile] | None:
+        """Tiles of pictures, or for the decoder of latents, of this size; None: they stay in one piece."""
+        side = self.decoder if decoder else self.encoder
+        if side is None or (self.narrow_whole and min(height, width) < side):
+            return None
+        return plan_tiles(height, width, side, decoder=decoder)
 
 
 def encoded_in_tiles(encoder: Any, pictures: Tensor, sizes: PublishedTiles, factor: int) -> Tensor:
     """What the encoder makes of pictures, float32 where they are tiled; ``factor``: how much smaller that is."""
-    tiles = plan_tiles(pictures.shape[-2], pictures.shape[-1], sizes.encoder, decoder=False)
-    if tiles is None or (sizes.narrow_whole and min(pictures.shape[-2:]) < sizes.encoder):
+    tiles = sizes.plan(pictures.shape[-2], pictures.shape[-1], decoder=False)
+    if tiles is None:
         return cast(Tensor, encoder(pictures))
     return _run(lambda x: _encoder(encoder, x), pictures, tiles, 1, factor)
 
 
 def decoded_in_tiles(decoder: Any, latents: Tensor, sizes: PublishedTiles, factor: int) -> Tensor:
     """What the decoder makes of latents, float32 where they are tiled; ``factor``: how much larger that is."""
-    tiles = plan_tiles(latents.shape[-2], latents.shape[-1], sizes.decoder, decoder=True)
-    if tiles is None or (sizes.narrow_whole and min(latents.shape[-2:]) < sizes.decoder):
+    tiles = sizes.plan(latents.shape[-2], latents.shape[-1], decoder=True)
+    if tiles is None:
         return cast(Tensor, decoder(latents))
     return _run(lambda x: _decoder(decoder, x), latents, tiles, factor, 1)
 

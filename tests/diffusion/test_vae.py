@@ -141,5 +141,16 @@ def test_the_vae_of_diffusers_is_followed(vae: Any) -> None:
 
 
 def test_tiles_without_pixels_are_refused() -> None:
-    with pytest.raises(ConfigError, match="VAE tiles of 4 pixels"):
+    with pytest.raises(ConfigError, match="VAE tiles of 4 pixels: expected at least 8"):
         PublishedTiles(encoder=4)
+    with pytest.raises(ConfigError, match="VAE tiles of 0 latent pixels: expected at least 1"):
+        PublishedTiles(decoder=0)
+
+
+@pytest.mark.parametrize(("sizes", "tiled"), [(PublishedTiles(16, None), "encoder"), (PublishedTiles(None, 8), "decoder")])
+@torch.no_grad()
+def test_one_half_alone_can_be_tiled(vae: Any, sizes: PublishedTiles, tiled: str) -> None:
+    latents = torch.randn(1, 4, 60, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    pictures = decode(vae, latents)
+    assert torch.equal(decode(vae, latents, sizes), pictures) == (tiled != "decoder")
+    assert torch.equal(encode(vae, pictures, sizes)[0], encode(vae, pictures)[0]) == (tiled != "encoder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -14,6 +15,7 @@ from pnp_irib.images.resize import resize
 from pnp_irib.rrdb.network import RRDBNet
 from pnp_irib.runtime import give_memory_back
 from pnp_irib_diffbir.cleaners.sizes import SHORTEST, raised, short_side_to
+from pnp_irib_diffbir.cleaners.swinir import SwinIRInStrips
 from pnp_irib_diffbir.cleaners.tiles import blended, published_tiles, tiles_on_grid
 
 __all__ = ["BSRNET", "SCUNET", "SWINIR", "Cleaner", "Kind"]
@@ -82,17 +84,19 @@ class Cleaner(nn.Module):
         """What the network works in."""
         return next(self.network.parameters()).dtype
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, pictures: Tensor, *, strips: bool = True) -> Tensor:
         """The network on pictures of any size, in one piece. Differentiable.
 
         Args:
             pictures: (N, 3, H, W), RGB, [0, 1].
+            strips: let SwinIR enlarge its features strip by strip, see `SwinIRInStrips`.
 
         Returns:
             (N, 3, scale*H, scale*W), about [0, 1], not clamped; dtype and device of ``pictures``.
         """
         height, width = pictures.shape[-2:]
-        cleaned: Tensor = self.network(self._padded(self._given(pictures)))
+        network = self.network if strips or not isinstance(self.network, SwinIRInStrips) else self.network.network
+        cleaned: Tensor = network(self._padded(self._given(pictures)))
         return cleaned[..., : self.scale * height, : self.scale * width].to(pictures)
 
     def clean(self, pictures: Tensor, size: tuple[int, int], *, shortest: int = SHORTEST, memory: int | None = None) -> Tensor:
@@ -191,12 +195,13 @@ class Cleaner(nn.Module):
         if tile is None or min(given) < tile:
             if self.kind.sees == "raised":
                 pictures = resize(pictures, raised(*given, shortest))
-            cleaned: Tensor = self(pictures)
+            cleaned: Tensor = self(pictures, strips=False)
         else:
             if self.kind is SWINIR and tile % self.multiple:
                 raise ConfigError(f"tiles of {tile} pixels: the windows of this SwinIR need a multiple of {self.multiple}.")
             stride = max(1, tile // 2) if stride is None else stride
-            cleaned = blended(self, pictures, published_tiles(*given, tile=tile, stride=stride), scale=self.scale)
+            run = partial(self, strips=False)
+            cleaned = blended(run, pictures, published_tiles(*given, tile=tile, stride=stride), scale=self.scale)
         wanted = own if size is None else size
         # Sides of BSRNet's own result decide where it is raised: those of the wanted size are cut to whole pixels before.
         target = short_side_to(*own, shortest) if min(wanted) < shortest else wanted

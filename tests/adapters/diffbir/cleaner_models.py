@@ -18,7 +18,7 @@ from pnp_irib.spandrel_import import import_spandrel
 from pnp_irib.weights import load_checkpoint
 from pnp_irib_diffbir.cleaners.cleaner import Cleaner
 from pnp_irib_diffbir.cleaners.loading import cleaner_from
-from pnp_irib_diffbir.restorer import CleanerRestorer, load_bsrnet, load_scunet, load_swinir
+from pnp_irib_diffbir.cleaners.restorer import CleanerRestorer, load_bsrnet, load_scunet, load_swinir
 from tests.adapters.diffbir.models import MODEL
 
 NAMES = ("bsrnet", "swinir", "scunet")

@@ -15,7 +15,7 @@ from pnp_irib.images.resize import resize
 from pnp_irib.registry import load_restorer
 from pnp_irib.restorer import Restorer, TilingRestorer
 from pnp_irib_diffbir import spec as specs
-from pnp_irib_diffbir.restorer import CleanerRestorer
+from pnp_irib_diffbir.cleaners.restorer import CleanerRestorer
 from tests.adapters.diffbir.cleaner_models import LOAD, NAMES, picture, save
 
 
@@ -72,7 +72,7 @@ def test_swinir_keeps_its_memory(restorers: dict[str, CleanerRestorer]) -> None:
 
 
 def test_they_say_what_is_missing_or_mistaken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pnp_irib_diffbir.restorer.find_place", lambda _: None)
+    monkeypatch.setattr("pnp_irib_diffbir.cleaners.restorer.find_place", lambda _: None)
     for name in NAMES:
         with pytest.raises(
             WeightsError, match=rf"the weights of diffbir-{name} are not here. Download \S+ and pass checkpoint="
@@ -93,6 +93,6 @@ def test_the_specs_load_what_they_state(tmp_path: Path) -> None:
 def test_importing_them_imports_neither_torch_nor_spandrel_too_early() -> None:
     code = (
         "import sys, pnp_irib_diffbir.spec; assert 'torch' not in sys.modules; "
-        "import pnp_irib_diffbir.restorer; assert 'spandrel' not in sys.modules"
+        "import pnp_irib_diffbir.cleaners.restorer; assert 'spandrel' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

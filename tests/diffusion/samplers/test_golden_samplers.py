@@ -25,12 +25,12 @@ from pnp_irib.diffusion.samplers.steps import ddpm, half_log_snr, posterior
 from pnp_irib.diffusion.samplers.tables import Prediction, alphas_of, scaled_linear_betas, zero_snr_betas
 from pnp_irib.diffusion.samplers.walk import At, walk
 from pnp_irib.errors import ConfigError
+from tests.diffusion.samplers.recorded import STEP_OPTIONS, Recorded
 from tests.golden import Case, cases_of, check, missing
 
 PLAIN = scaled_linear_betas()
 BETAS = {"v1": PLAIN, "v2": PLAIN, "v2.1": zero_snr_betas(PLAIN)}
 ALPHAS = {version: alphas_of(betas) for version, betas in BETAS.items()}
-STEP_OPTIONS = ("s_churn", "s_tmin", "s_tmax", "s_noise", "eta", "order")
 # States and estimates of every step are recorded for these alone, and a step that asks the network twice cannot be followed.
 FOLLOWED = {"sampler_v2_edm_euler", "sampler_v21_edm_euler", "sampler_v21_edm_dpm++_3m_sde"}
 GUIDED = {"guidance_latent_mse", "guidance_latent_mse_repeat", "guidance_rgb_w_mse"}
@@ -58,26 +58,6 @@ def sampling_of(case: Case) -> Sampling:
 
 def prediction_of(case: Case) -> Prediction:
     return "v" if case.options["version"] == "v2.1" else "eps"
-
-
-class Recorded:
-    """The recorded draws in turn, after those of the start; those that had no effect are zeros, and must have none here."""
-
-    def __init__(self, case: Case) -> None:
-        self.left = [d for d in case.facts["noise"] if d["where"] not in ("start point x_T", "noise augmentation of c_img")]
-        self.tensors = case.tensors
-
-    def normal(self, shape: Sequence[int], *, device: torch.device, dtype: torch.dtype) -> Tensor:
-        drawn = self.left.pop(0)
-        assert "sigma_from" not in drawn
-        assert list(shape) == drawn["shape"]
-        return self.tensors[drawn["name"]].to(dtype) if drawn["used"] else torch.full(tuple(shape), math.inf, dtype=dtype)
-
-    def increment(self, shape: Sequence[int], start: float, end: float, *, device: torch.device, dtype: torch.dtype) -> Tensor:
-        drawn = self.left.pop(0)
-        assert start == pytest.approx(drawn["sigma_from"], rel=1e-5)
-        assert end == pytest.approx(drawn["sigma_to"], rel=1e-5)
-        return self.tensors[drawn["name"]].to(dtype)
 
 
 def known_tables() -> dict[str, Tensor]:
