@@ -192,7 +192,7 @@ def read_pickle(path: Path, *, mapped: bool = False) -> Any:
     except Exception as error:  # whatever bytes are taken for instructions, anything may come of it
         # The text of pickle errors is a page of advice that we do not give.
         reason = _first_line(error)
-        if isinstance(error, pickle.UnpicklingError):
+        if isinstance(error, pickle.UnpicklingError | LookupError | EOFError):
             reason = "it is no file of torch, or holds more than tensors, which could run code"
         raise WeightsError(f"{path} cannot be read as weights: {reason}. Is the download complete?") from error
 

@@ -1,6 +1,7 @@
 """The restorers that this repository installs, stated apart from the registry."""
 
 OURS = [
+    "diffbir",
     "diffbir-bsrnet",
     "diffbir-scunet",
     "diffbir-swinir",

@@ -54,8 +54,13 @@ def controlnet_from(tensors: Mapping[str, Tensor], unet: Any, *, source: str) ->
         source: of the tensors, for messages.
 
     Raises:
-        WeightsError: names what is missing, unexpected or of another shape.
+        WeightsError: they are of another network; or names what is missing, unexpected or of another shape.
     """
+    if not any(name.startswith("zero_convs.") for name in tensors):
+        raise WeightsError(
+            f"{source} holds no IRControlNet: it holds {', '.join(list(tensors)[:3])}, ...; expected one as DiffBIR publishes "
+            f"it (zero_convs....), such as DiffBIR_v2.1.pt."
+        )
     first = tensors.get("input_blocks.0.0.weight")
     channels = 2 * unet.config.in_channels
     if first is not None and first.ndim == 4 and first.shape[1] != channels:

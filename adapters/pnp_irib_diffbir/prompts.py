@@ -1,7 +1,7 @@
 """DiffBIR's prompts, and what it does to a prompt before its words are looked up.
 
-OpenCLIP has ftfy mend a text first. Of what that does, all is done here but one thing: a text that was decoded by the wrong
-table of characters stays as it is.
+OpenCLIP has ftfy mend a text first. Of what that does, all is done here but two things: a text that was decoded by the wrong
+table of characters stays as it is, and so do HTML escapes in capitals.
 """
 
 from __future__ import annotations
@@ -41,14 +41,16 @@ def cleaned(prompt: str) -> str:
     """
     # Halves of characters that were cut in two.
     text = prompt.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    text = "\n".join(_mended(line) for line in text.split("\n"))
+    lines = text.split("\n")
+    # From the first line with a tag on, an escape may be meant to be there.
+    tagged = next((number for number, line in enumerate(lines) if "<" in line), len(lines))
+    text = "\n".join(_mended(line, escaped=number < tagged) for number, line in enumerate(lines))
     text = html.unescape(html.unescape(text))
     return " ".join(text.split()).lower()
 
 
-def _mended(line: str) -> str:
-    """What ftfy makes of a line: all of it again until nothing changes."""
-    escaped = "<" not in line  # else an escape may be meant to be there
+def _mended(line: str, *, escaped: bool) -> str:
+    """What ftfy makes of a line: all of it again until nothing changes; ``escaped``: HTML escapes too."""
     while True:
         text = _COLORS.sub("", html.unescape(line) if escaped else line)
         for pattern in (_JOINED, _WIDE):

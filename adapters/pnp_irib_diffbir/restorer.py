@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -15,7 +16,7 @@ from pnp_irib.diffusion.base import StableDiffusion
 from pnp_irib.diffusion.latents import Cuts, LatentTiles, predict_in_tiles
 from pnp_irib.diffusion.offload import unet_bytes, vae_bytes
 from pnp_irib.diffusion.published import batch_of, eight_bits, truncated
-from pnp_irib.diffusion.restorer import DiffusionRestorer, check_choices
+from pnp_irib.diffusion.restorer import DiffusionRestorer, check_choices, check_options
 from pnp_irib.diffusion.samplers.sampling import Guide, Sampling, sample, step_count
 from pnp_irib.diffusion.schedule import KeepsLastSteps, noised
 from pnp_irib.diffusion.vae import PublishedTiles, decode, encode
@@ -29,6 +30,7 @@ from pnp_irib.spec import RestorerSpec
 from pnp_irib_diffbir.cleaners.cleaner import Cleaner
 from pnp_irib_diffbir.cleaners.sizes import SHORTEST, enlarged_as_published
 from pnp_irib_diffbir.cleaners.tiles import published_tiles
+from pnp_irib_diffbir.guidance import RestorationGuidance, guide
 from pnp_irib_diffbir.networks import Networks
 from pnp_irib_diffbir.prompts import cleaned
 from pnp_irib_diffbir.spec import DIFFBIR
@@ -66,6 +68,8 @@ class DiffBIR(KeepsLastSteps, DiffusionRestorer):
         start: "noise" starts from noise alone, "cond" from the cleaned picture in noise; the same where the base begins at
             pure noise.
         noise_augmentation: timestep of the noise that is put on the condition; 0: none.
+        restoration_guidance: pulls every estimate towards the cleaned picture, see `RestorationGuidance`, of which a mapping
+            states the arguments; None: nothing does. With ``compat`` for the sampler "spaced", without latent tiles.
         compat: "upstream" keeps to the published script in every step: 8-bit pictures, truncated instead of rounded; black
             beyond the picture; grids, draws and rounding of its samplers; weights of tiles off their centre. None mends these.
         upscale: enlargement where a call gives no ``scale``; None: 4 for "sr", else 1.
@@ -110,6 +114,7 @@ class DiffBIR(KeepsLastSteps, DiffusionRestorer):
         negative_prompt: str | None = None,
         start: Literal["noise", "cond"] = "noise",
         noise_augmentation: int = 0,
+        restoration_guidance: RestorationGuidance | Mapping[str, Any] | None = None,
         compat: Literal["upstream"] | None = None,
         upscale: float | None = None,
         process_size: int = SHORTEST,
@@ -166,6 +171,12 @@ class DiffBIR(KeepsLastSteps, DiffusionRestorer):
             **given,
         )
         step_count(self.sampling, base.noise.numbers, base.noise.prediction)  # checks it
+        if isinstance(restoration_guidance, Mapping):
+            check_options("restoration_guidance", restoration_guidance, [f.name for f in fields(RestorationGuidance)])
+            restoration_guidance = RestorationGuidance(**restoration_guidance)
+        if compat and restoration_guidance and (self.sampling.sampler != "spaced" or latent_tile is not None):
+            raise ConfigError("the published restoration guidance is for sampler='spaced', without latent tiles.")
+        self.restoration_guidance = restoration_guidance
         self.networks, self.cleaner, self.batch = networks, cleaner, batch
         self.conditioning_scale, self.noise_augmentation, self.start = conditioning_scale, noise_augmentation, start
         self.added_prompt = stated.positive if added_prompt is None else added_prompt
@@ -226,9 +237,9 @@ class DiffBIR(KeepsLastSteps, DiffusionRestorer):
 
     def clean(self, lq: Tensor, size: tuple[int, int]) -> Tensor:
         """The first stage, see `pnp_irib_diffbir.cleaners.cleaner.Cleaner.clean`."""
-        limit = CLEANER_MEMORY if self.base.offload is None else self.base.offload.room("cleaner")
-        with self.base.stage("cleaner", limit if self.base.offload is not None else 0):
-            return self.cleaner.clean(lq, size, shortest=self.process_size, memory=limit)
+        limit = CLEANER_MEMORY if self.base.offload is None else max(1, self.base.offload.room("cleaner"))
+        with self.base.stage("cleaner", min(limit, lq.shape[0] * size[0] * size[1] * self.cleaner.kind.bytes_per_pixel)):
+            return self.cleaner.clean(lq, size, shortest=self.shortest(*size), memory=limit)
 
     def denoise(self, pictures: Tensor, texts: Sequence[str], noise: NoiseSource) -> Tensor:
         """The second stage.
@@ -242,7 +253,11 @@ class DiffBIR(KeepsLastSteps, DiffusionRestorer):
             (N, 3, H, W) in about [-1, 1], not clamped.
         """
         pictures = pictures.to(device=self.device, dtype=self.dtype)
-        latent = self.generate(self.condition(pictures), texts, noise)
+        pull = None
+        if self.restoration_guidance is not None:
+            published = self.compat is not None
+            pull = guide(self.restoration_guidance, self.base, pictures * 2 - 1, noise, published=published)
+        latent = self.generate(self.condition(pictures), texts, noise, pull)
         with self._vae_stage(pictures, decoder=True):
             return decode(self.base.vae, latent / self.base.vae.config.scaling_factor, self.vae_mode)
 
@@ -252,14 +267,14 @@ class DiffBIR(KeepsLastSteps, DiffusionRestorer):
             mean, _ = encode(self.base.vae, pictures * 2 - 1, self.vae_mode)
         return mean * float(self.base.vae.config.scaling_factor)
 
-    def generate(self, condition: Tensor, texts: Sequence[str], noise: NoiseSource, guide: Guide | None = None) -> Tensor:
+    def generate(self, condition: Tensor, texts: Sequence[str], noise: NoiseSource, pull: Guide | None = None) -> Tensor:
         """The latent of the restored picture.
 
         Args:
             condition: see `condition`, (N, 4, h, w).
             texts: see `texts`.
             noise: see `denoise`.
-            guide: changes every estimate of the picture's latent.
+            pull: changes every estimate of the picture's latent.
 
         Returns:
             (N, 4, h, w), scaled.
@@ -276,23 +291,20 @@ class DiffBIR(KeepsLastSteps, DiffusionRestorer):
 
         latent = draw()
         if self.start == "cond":
-            latent = noised(condition, latent, alphas[-1])
+            latent = noised(condition, latent, float(alphas[-1]))
         if self.noise_augmentation:
-            condition = noised(condition, draw(), alphas[self.noise_augmentation]).to(condition.dtype)
-        most, working = self._at_a_time(tiles.height * tiles.width if tiles else condition[0, 0].numel())
-        with self.base.stage("unet", working), contextlib.ExitStack() as fast:
-            if not self.compat:
-                fast.enter_context(in_fewer_products(self.networks))
+            condition = noised(condition, draw(), float(alphas[self.noise_augmentation])).to(condition.dtype)
+        with contextlib.nullcontext() if self.compat else in_fewer_products(self.networks):
             latent = sample(
                 self.sampling,
                 alphas,
                 self.base.noise.prediction,
-                self.predictor(condition, words, tiles, most),
+                self.predictor(condition, words, tiles),
                 latent,
                 noise,
                 kept=self.kept_steps,
                 each=self.on_step,
-                guide=guide,
+                guide=pull,
             )
         return latent[..., :height, :width].to(condition.dtype)
 
@@ -317,9 +329,16 @@ class DiffBIR(KeepsLastSteps, DiffusionRestorer):
         return most, int(most * each)
 
     def predictor(
-        self, condition: Tensor, words: Tensor, tiles: LatentTiles | None, most: int
+        self, condition: Tensor, words: Tensor, tiles: LatentTiles | None
     ) -> Callable[[Tensor, float, float], Tensor]:
-        """What the networks predict; guided, the last of ``words`` is the negative prompt."""
+        """What the networks predict, see `pnp_irib.diffusion.samplers.sampling.Predict`.
+
+        Args:
+            condition: see `condition`, (N, 4, h, w).
+            words: embeddings of the N texts and of the negative prompt.
+            tiles: of the latent; None: one piece.
+        """
+        most, working = self._at_a_time(tiles.height * tiles.width if tiles else condition[0, 0].numel())
 
         def predict(latent: Tensor, timestep: float, scale: float) -> Tensor:
             def part(cut: Tensor, cuts: Cuts) -> Tensor:
@@ -332,7 +351,9 @@ class DiffBIR(KeepsLastSteps, DiffusionRestorer):
                 return without + scale * (along - without)
 
             together = most if scale == 1 else max(1, most // 2)
-            return predict_in_tiles(part, latent.to(self.dtype), tiles, batch=together)
+            # For every call: guidance may have had the VAE take the place of the networks.
+            with self.base.stage("unet", working):
+                return predict_in_tiles(part, latent.to(self.dtype), tiles, batch=together)
 
         return predict
 

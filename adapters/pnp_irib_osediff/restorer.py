@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pnp_irib.diffusion.base import StableDiffusion
+from pnp_irib.diffusion.base import EPS, StableDiffusion
 from pnp_irib.diffusion.lora import adapter_names, merge
 from pnp_irib.diffusion.one_step import OneStepResult, one_step
 from pnp_irib.diffusion.places import SD21_BASE
@@ -91,6 +91,8 @@ class OSEDiff(DiffusionRestorer):
             device=device,
             dtype=dtype,
         )
+        if base.noise != EPS:
+            raise ConfigError(f"OSEDiff needs a base model of {EPS}; this one has {base.noise}. Is base= the right one?")
         check_number("tile_batch", tile_batch, whole=True)
         self.tile_batch = tile_batch
         taken = adapter_names(base.unet) | adapter_names(base.vae)
@@ -209,7 +211,7 @@ def _load(
         options: see `OSEDiff`.
 
     Raises:
-        ConfigError: there is no such option.
+        ConfigError: there is no such option, or a loaded base was trained with other noise.
         WeightsError: something is missing, damaged, or does not fit.
     """
     accepted = list(inspect.signature(OSEDiff).parameters)

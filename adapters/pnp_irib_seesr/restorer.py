@@ -13,14 +13,14 @@ from PIL import Image
 from torch import Tensor
 
 from pnp_irib.convolution import in_fewer_products
-from pnp_irib.diffusion.base import StableDiffusion
+from pnp_irib.diffusion.base import EPS, StableDiffusion
 from pnp_irib.diffusion.latents import Cuts, LatentTiles, predict_in_tiles
 from pnp_irib.diffusion.offload import unet_bytes, vae_bytes
 from pnp_irib.diffusion.published import batch_of, eight_bits, enlarge, recolor, rounded, whole_scale
 from pnp_irib.diffusion.restorer import DiffusionRestorer, check_choices
 from pnp_irib.diffusion.schedule import KeepsLastSteps, leading, noised, sample, steps_of, trailing
 from pnp_irib.diffusion.vae import PublishedTiles, decode, encode, sample_posterior
-from pnp_irib.errors import InputError, check_number
+from pnp_irib.errors import ConfigError, InputError, check_number
 from pnp_irib.images.color import ColorMatch
 from pnp_irib.noise import SeededNoise
 from pnp_irib.prompts import Prompt
@@ -119,6 +119,8 @@ class SeeSR(KeepsLastSteps, DiffusionRestorer):
             device=device,
             dtype=dtype,
         )
+        if base.noise != EPS:
+            raise ConfigError(f"SeeSR needs a base model of {EPS}; this one has {base.noise}. Is base= the right one?")
         check_number("num_inference_steps", steps, whole=True, most=len(base.alphas))
         check_number("batch", batch, whole=True)
         for option, number in (("guidance_scale", guidance), ("conditioning_scale", conditioning_scale)):

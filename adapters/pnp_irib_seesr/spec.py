@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pnp_irib import ram_files
 from pnp_irib.profile import PRESETS
 from pnp_irib.spec import Licence, RestorerSpec, WeightsFile
 
@@ -27,7 +28,7 @@ def _spec(name: str, title: str, weights_licence: Licence) -> RestorerSpec:
         code_licence=Licence(name="Apache-2.0", commercial=True),
         weights_licence=weights_licence,
         paper="https://arxiv.org/abs/2311.16518",
-        weights=tuple(WeightsFile(name=f"seesr/{file}", places=(_PLACE,)) for file in FILES),
+        weights=(*(WeightsFile(name=f"seesr/{file}", places=(_PLACE,)) for file in FILES), *ram_files.FILES),
     )
 
 

@@ -174,6 +174,11 @@ class StableDiffusion:
                 f"the tokenizer has {len(words)} tokens, the text encoder of {place} embeds {encoder.config.vocab_size}: they "
                 f"do not belong together."
             )
+        if unet.config.in_channels != vae.config.latent_channels:
+            raise WeightsError(
+                f"the UNet of {place} reads {unet.config.in_channels} channels, expected the {vae.config.latent_channels} of "
+                f"a latent. Is it one for inpainting or depth? Give Stable Diffusion 2.1-base."
+            )
         for part in (encoder, vae, unet):
             part.eval().requires_grad_(False)
         fingerprint = fingerprint_of(vae, unet)

@@ -103,8 +103,8 @@ def find_base(base: str | Path, *, only_configs: bool = False, without: str | No
 
     Raises:
         ConfigError: it is no place.
-        WeightsError: it is nowhere, or every mirror was refused: has other weights than the known, or than those that were
-            used first.
+        WeightsError: it is nowhere, is a single file where only small files are wanted, or every mirror was refused: has other
+            weights than the known, or than those that were used first.
     """
     if isinstance(base, str) and base in KNOWN:
         return _first(KNOWN[base], only_configs=only_configs, without=without)
@@ -114,6 +114,8 @@ def find_base(base: str | Path, *, only_configs: bool = False, without: str | No
 def _at(place: str | Path, known: KnownModel | None, *, only_configs: bool, without: str | None) -> Found:
     """What one place has."""
     if str(place).startswith("hf-hub:") and str(place).partition("@")[0].count("/") > 1:
+        if only_configs:
+            raise WeightsError(f"{place} is a single file")
         file = resolve_file(str(place))
         return Found(file, origin_of(file))
     path = Path(str(place).removeprefix("local-dir:")).expanduser()
@@ -123,9 +125,9 @@ def _at(place: str | Path, known: KnownModel | None, *, only_configs: bool, with
             name = parse_name(str(place))
     if name.kind == "hf-hub":
         files = [
-            name
-            for name in (CONFIGS if only_configs else (*CONFIGS, *WEIGHTS))
-            if without is None or not name.startswith(f"{without}/")
+            file
+            for file in (CONFIGS if only_configs else (*CONFIGS, *WEIGHTS))
+            if without is None or not file.startswith(f"{without}/")
         ]
         licence = f"{known.licence} for {known.title}" if known is not None else None
         fetched = fetch(name, files, optional=OPTIONAL, licence=licence, expected=known.hashes if known else None)
@@ -136,6 +138,8 @@ def _at(place: str | Path, known: KnownModel | None, *, only_configs: bool, with
             f"there is no base model at {place}; expected a folder, a file, hf-hub:owner/repo, or a known name: "
             f"{', '.join(KNOWN)}"
         )
+    if only_configs and path.is_file():
+        raise WeightsError(f"{place} is a single file")
     cached = path.is_file() and hub_address(path) is not None
     return Found(path, origin_of(path) if cached else Origin(place=f"local-dir:{path}"))
 
@@ -180,8 +184,6 @@ def _first(known: KnownModel, *, only_configs: bool, without: str | None) -> Fou
     for place in places:
         try:
             found = _at(place, known, only_configs=only_configs, without=without)
-            if only_configs and found.path.is_file():
-                continue  # a single file has none
             if not only_configs:
                 _check(known, found)
         except (WeightsError, ConfigError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Literal, Self
 
@@ -23,6 +24,8 @@ from pnp_irib.spec import RestorerSpec
 
 __all__ = ["DiffusionRestorer", "check_choices", "check_options"]
 
+LONGEST = 16  # times its shorter side: beyond, a picture is not enlarged until that is as long as usual
+
 
 class DiffusionRestorer:
     """Base class of restorers on Stable Diffusion that enlarge the picture first.
@@ -32,7 +35,7 @@ class DiffusionRestorer:
         spec: which restorer.
         compat: "upstream" keeps to the published script in every step; None mends what is amiss there.
         upscale: enlargement where a call gives no ``scale``; None: that of the spec.
-        process_size: the shorter side of what the networks see is at least this, pixels.
+        process_size: the shorter side of what the networks see is at least this, pixels; less for pictures longer than 16:1.
         color: how the colours of the input are given back.
         latent_tile: side of the tiles of the networks, latent pixels.
         latent_overlap: of these.
@@ -141,7 +144,7 @@ class DiffusionRestorer:
             (N, 3, round(H * scale), round(W * scale)).
         """
         size = output_size(lq.shape[-2], lq.shape[-1], self.upscale if scale is None else scale)
-        larger = max(1.0, self.process_size / min(size))
+        larger = max(1.0, self.shortest(*size) / min(size))
         seen = resize(lq, (max(size[0], round(size[0] * larger)), max(size[1], round(size[1] * larger)))).clamp(0, 1)
         return self.finished(seen, size, network).to(lq)
 
@@ -158,10 +161,25 @@ class DiffusionRestorer:
 
         Returns:
             (N, 3, *size), of the dtype of ``seen``.
+
+        Raises:
+            ConfigError: gradients are asked for while parts take turns on a device.
         """
+        if self.base.offload is not None and self.device.type != "cpu" and torch.is_grad_enabled() and seen.requires_grad:
+            raise ConfigError("memory= moves parts away that the backward pass needs. Leave it out to pass gradients.")
         multiple_of = self.base.factor if multiple_of is None else multiple_of
         picture = network(pad_to(seen, multiple_of=multiple_of))[..., : seen.shape[-2], : seen.shape[-1]].to(seen)
         return resize(match_color(picture, seen, self.color), size)
+
+    def shortest(self, height: int, width: int) -> int:
+        """Least shorter side of what the networks see of a picture: ``process_size``; less beyond 16:1, for the area's sake.
+
+        Args:
+            height: that is wanted.
+            width: that is wanted.
+        """
+        ratio = max(height, width) / min(height, width)
+        return max(1, round(self.process_size * min(1.0, math.sqrt(LONGEST / ratio))))
 
     def plan(self, height: int, width: int) -> LatentTiles | None:
         """Tiles for a latent; with gradients, without ``compat``, none."""

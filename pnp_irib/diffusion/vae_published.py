@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pnp_irib.diffusion.vae_attention import attend, queries_keys_values
 from pnp_irib.errors import ConfigError
 from pnp_irib.images.tiling import Tile
 
@@ -167,18 +167,7 @@ def _resnet(block: Any, x: Tensor) -> _Layers:
 
 def _attention(layer: Any, x: Tensor) -> _Layers:
     normal = yield from _norm(layer.group_norm, x)
-    height, width = x.shape[-2:]
-    tokens = normal.flatten(2).transpose(1, 2)
-    query, key, value = (_split(to(tokens), layer.heads) for to in (layer.to_q, layer.to_k, layer.to_v))
-    found = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-    found = layer.to_out[1](layer.to_out[0](found)).transpose(1, 2).unflatten(2, (height, width))
-    return cast(Tensor, (found + x) / layer.rescale_output_factor)
-
-
-def _split(x: Tensor, heads: int) -> Tensor:
-    """(N, tokens, C) to (N, heads, tokens, C / heads)."""
-    split: Tensor = x.unflatten(2, (heads, -1)).transpose(1, 2)
-    return split
+    return attend(layer, x, *queries_keys_values(layer, normal))
 
 
 def _middle(block: Any, x: Tensor) -> _Layers:

@@ -7,7 +7,7 @@ those of Real-ESRGAN's published files, so that these load strictly.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -103,6 +103,12 @@ class RRDBNet(nn.Module):
         if trunk is None or not trunk.is_of(self.body):
             trunk = self._winograd = WinogradTrunk(self.body, SLOPE)
         return trunk.blocks()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self._winograd is not None and not self._winograd.is_of(self.body):
+            self._winograd = None  # five times the weights, which moved or have another dtype now
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_winograd": None}  # made again from the weights

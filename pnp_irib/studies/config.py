@@ -18,11 +18,10 @@ from pydantic import (
     model_validator,
 )
 
-from pnp_irib.diffusion.places import KNOWN
 from pnp_irib.errors import ConfigError, explain_validation
 from pnp_irib.profile import DegradationProfile, between, preset
 from pnp_irib.train import TrainConfig, load_config
-from pnp_irib.train.run import read_config, resolved
+from pnp_irib.train.run import located, located_extractor, read_config, resolved
 from pnp_irib.weights import WEIGHT_OPTIONS, package_file
 
 __all__ = [
@@ -305,16 +304,16 @@ def _located_changes(changes: dict[str, Any], path: Path) -> dict[str, Any]:
             value = _located_changes(value, path)
         elif key in _PLACES and isinstance(value, str):
             value = _place(value, path)
+        elif key == "extractor" and isinstance(value, str):
+            value = located_extractor(value, path)
         located[key] = value
     return located
 
 
 def _place(named: str, path: Path) -> str:
     """A file or folder that a setting names."""
-    if named.startswith("hf-hub:") or named in KNOWN:
-        return named
     if not named.startswith(_PACKAGE):
-        return str(resolved(Path(named.removeprefix("local-dir:")), path))
+        return located(named, path)
     dist, _, inner = named.removeprefix(_PACKAGE).partition("/")
     found = package_file(dist, inner)
     if found is None:

@@ -7,14 +7,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from pnp_irib.diffusion.places import KNOWN
 from pnp_irib.irib.objective import ObjectiveConfig
 from pnp_irib.irib.references import ReferenceConfig
 from pnp_irib.priors import LatentPriorConfig, PixelPriorConfig, PriorConfig
 from pnp_irib.profile import DegradationProfile, preset
 from pnp_irib.projectors.latent import LatentArchitecture
 from pnp_irib.projectors.pixel import PixelArchitecture
-from pnp_irib.train.run import read_config, resolved
+from pnp_irib.train.run import located, located_extractor, read_config, resolved
 from pnp_irib.weights import WEIGHT_OPTIONS
 
 __all__ = ["MixtureEntry", "TrainConfig", "load_config"]
@@ -102,7 +101,9 @@ class TrainConfig(_Section):
     projector: Annotated[PixelArchitecture | LatentArchitecture, Field(discriminator="kind")] | None = Field(
         default=None, description="a new one; None: the pixel projector, or that of `init`"
     )
-    init: Path | None = Field(default=None, description="projector folder to start from, in place of a new one")
+    init: str | None = Field(
+        default=None, min_length=1, description="projector to start from, in place of a new one: a folder or hf-hub: name"
+    )
     data: DataConfig
     mixture: tuple[MixtureEntry, ...] = Field(min_length=1)
     reference: ReferenceConfig = ReferenceConfig()
@@ -176,14 +177,16 @@ def load_config(path: str | Path) -> TrainConfig:
     path = Path(path)
     config = read_config(path, TrainConfig)
     data = config.data.model_copy(update={"folder": resolved(config.data.folder, path)})
-    init = resolved(config.init, path) if config.init else None
-    update: dict[str, Any] = {"data": data, "init": init}
+    extractor = located_extractor(config.prompts.extractor, path)
+    update: dict[str, Any] = {"data": data, "prompts": config.prompts.model_copy(update={"extractor": extractor})}
+    if config.init is not None:
+        update["init"] = located(config.init, path)
     if isinstance(config.projector, LatentArchitecture):
-        update["projector"] = config.projector.model_copy(update={"base": _place(config.projector.base, path)})
+        update["projector"] = config.projector.model_copy(update={"base": located(config.projector.base, path)})
     if isinstance(config.prior, LatentPriorConfig) and config.prior.base is not None:
-        update["prior"] = config.prior.model_copy(update={"base": _place(config.prior.base, path)})
+        update["prior"] = config.prior.model_copy(update={"base": located(config.prior.base, path)})
     if isinstance(config.prior, PixelPriorConfig):
-        update["prior"] = config.prior.model_copy(update={"denoiser": _place(config.prior.denoiser, path)})
+        update["prior"] = config.prior.model_copy(update={"denoiser": located(config.prior.denoiser, path)})
     if (validation := config.validation) is not None:
         given = {"folder": resolved(validation.folder, path), "options": _places(validation.options, path)}
         update["validation"] = validation.model_copy(update=given)
@@ -195,15 +198,6 @@ def load_config(path: str | Path) -> TrainConfig:
 def _places(options: dict[str, Any], config: Path) -> dict[str, Any]:
     """Options of a restorer, those that name files resolved."""
     return {
-        key: _place(value, config) if key in WEIGHT_OPTIONS and isinstance(value, str) else value
+        key: located(value, config) if key in WEIGHT_OPTIONS and isinstance(value, str) else value
         for key, value in options.items()
     }
-
-
-def _place(named: str, config: Path) -> str:
-    """A place of a model: what is on the Hub stays, a folder is resolved."""
-    return (
-        named
-        if named.startswith("hf-hub:") or named in KNOWN
-        else str(resolved(Path(named.removeprefix("local-dir:")), config))
-    )

@@ -198,12 +198,12 @@ class Forward:
         if not wanted:
             return None
         prompts: list[Prompt | None] = [None] * len(draws)
-        source = batch.elq if config.on == "elq" else batch.reference
+        source = elq if config.on == "elq" else batch.reference.to(elq.device)  # extractors work where their pictures are
         self._read(prompts, wanted, source)
         if ahead := [place for place in wanted if draws[place][1] < config.look_forward]:
             with torch.no_grad(), self._accelerator.autocast():
                 estimate = projector.project(elq[ahead], prompts=[prompts[place] for place in ahead]).float().clamp(0, 1)
-            self._read(prompts, ahead, dict(zip(ahead, estimate.cpu(), strict=True)))
+            self._read(prompts, ahead, dict(zip(ahead, estimate, strict=True)))
         return prompts
 
     def _read(self, prompts: list[Prompt | None], places: list[int], source: Tensor | dict[int, Tensor]) -> None:

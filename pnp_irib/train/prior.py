@@ -21,6 +21,7 @@ from pnp_irib.runtime import require
 from pnp_irib.train.checkpoint import latest_checkpoint, load_state, save_checkpoint
 from pnp_irib.train.config import DataConfig
 from pnp_irib.train.data import Pictures, crop_of, picture_generators, picture_random
+from pnp_irib.train.processes import agreed, check_start, make_accelerator, means
 from pnp_irib.train.progress import Progress
 from pnp_irib.train.run import check_run, follow_average, learning_rate, read_config, record, resolved, source_of
 
@@ -103,11 +104,10 @@ def train_prior(
     """
     require("accelerate", "tensorboard", extra="train")
     require("diffusers", extra="diffusion")
-    from accelerate import Accelerator
     from torch.utils.tensorboard import SummaryWriter
 
     check_run(config, run, resume=resume)
-    accelerator = Accelerator(mixed_precision=config.precision)
+    accelerator = make_accelerator(config.precision)
     session = _Session(config, accelerator)
     if accelerator.is_main_process:
         record(config, run)
@@ -115,6 +115,7 @@ def train_prior(
     if resume and (checkpoint := latest_checkpoint(run)) is not None:
         start = session.restore(load_state(checkpoint))
         log.info("resumed at step %d", start)
+    check_start(accelerator, start)
     writer = SummaryWriter(str(run / "tensorboard"), purge_step=start) if accelerator.is_main_process else None
     deadline = math.inf if max_hours is None else time.monotonic() + 3600 * max_hours
     with Progress(start, config.steps, enabled=show_progress and accelerator.is_main_process) as progress:
@@ -124,7 +125,7 @@ def train_prior(
             if writer is not None and done % config.log_every == 0:
                 writer.add_scalar("loss", progress.averages()["loss"], done)
                 writer.add_scalar("lr", learning_rate(config, step), done)
-            stop = done == config.steps or session.agreed(time.monotonic() > deadline)
+            stop = done == config.steps or agreed(accelerator, time.monotonic() > deadline)
             if writer is not None and (stop or done % config.checkpoint_every == 0):
                 session.save(run, done)
                 writer.add_images("noisy_denoised_hq", session.preview(step), done)
@@ -134,6 +135,8 @@ def train_prior(
     if writer is not None:
         writer.close()
     accelerator.wait_for_everyone()
+    if accelerator.is_main_process and progress.done > start and show_progress:
+        log.info(progress.summary(accelerator.device))
     newest = latest_checkpoint(run) or run
     if accelerator.is_main_process and newest.name == f"step-{config.steps:07d}" and not (run / "denoiser").exists():
         card = (newest / "README.md").read_text()
@@ -168,7 +171,7 @@ class _Session:
         )
 
     def step(self, step: int) -> float:
-        """One optimisation step; returns the loss."""
+        """One optimisation step; returns the loss, the mean over the processes."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step)
         hq, sigma, noise = self.batch(step)
@@ -181,7 +184,7 @@ class _Session:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         follow_average(self.average.parameters(), self._denoiser.parameters(), step, self.config.ema)
-        return loss.item()
+        return means(self.accelerator, [loss.item()])[0]
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """HQ pictures (N, 3, H, W), sigma (N,) and noise like the pictures, a function of seed, step and process alone."""
@@ -201,13 +204,6 @@ class _Session:
     def _denoiser(self) -> PixelDenoiser:
         denoiser: PixelDenoiser = self.accelerator.unwrap_model(self.model)
         return denoiser
-
-    def agreed(self, vote: bool) -> bool:
-        """Whether any process says so, so that all do the same."""
-        if self.accelerator.num_processes == 1:
-            return vote
-        votes = self.accelerator.reduce(torch.tensor(float(vote), device=self.accelerator.device))
-        return bool(votes > 0)
 
     def restore(self, state: dict[str, Any]) -> int:
         """Take over a saved state; returns its step."""

@@ -5,7 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from datetime import timedelta
-from typing import Self
+from typing import TYPE_CHECKING, Self
+
+from pnp_irib.runtime import peak_memory
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Progress"]
 
@@ -53,6 +58,12 @@ class Progress:
     def rate(self) -> float:
         """Steps a second."""
         return self.steps_done / max(1e-9, time.monotonic() - self._began)
+
+    def summary(self, device: torch.device) -> str:
+        """What was done here and what it took: steps, steps a second, peak memory."""
+        peak = peak_memory(device)
+        memory = f", peak memory {peak / 2**30:.2f} GiB" if peak is not None else ""
+        return f"{self.steps_done} steps, {self.rate:.3g} steps/s{memory}"
 
     def averages(self) -> dict[str, float]:
         """Running means of the terms."""

@@ -14,9 +14,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
+from pnp_irib.diffusion.places import KNOWN
 from pnp_irib.errors import ConfigError, explain_validation
 from pnp_irib.files import atomic_file
 from pnp_irib.hub import SourceFile
+from pnp_irib.hub.names import valid_repository
+from pnp_irib.prompts.loading import file_of
 from pnp_irib.train.checkpoint import latest_checkpoint
 
 __all__ = [
@@ -25,6 +28,8 @@ __all__ = [
     "dumped",
     "follow_average",
     "learning_rate",
+    "located",
+    "located_extractor",
     "read_config",
     "record",
     "resolved",
@@ -85,7 +90,27 @@ def resolved(named: Path, config: Path) -> Path:
     text = os.path.expandvars(named)
     if "$" in text:
         raise ConfigError(f"{config}: {named} names an environment variable that is not set.")
-    return (config.parent / text).resolve()
+    return (config.parent / Path(text).expanduser()).resolve()
+
+
+def located(named: str, config: Path) -> str:
+    """A model that the configuration names: on the Hub, known by name, or a file or folder, which is `resolved`.
+
+    Raises:
+        ConfigError: see there; or nothing is at a path that reads like a name on the Hub.
+    """
+    if named.startswith("hf-hub:") or named in KNOWN:
+        return named
+    path = resolved(Path(named.removeprefix("local-dir:")), config)
+    if valid_repository(named.partition("@")[0]) and not path.exists():
+        raise ConfigError(f"{config}: there is nothing at {path}. A name on the Hub is written hf-hub:{named}")
+    return str(path)
+
+
+def located_extractor(name: str, config: Path) -> str:
+    """The name of a prompt extractor, with the files that it names `located`."""
+    file = file_of(name)
+    return name if file is None else f"{name.removesuffix(file)}{located(file, config)}"
 
 
 def dumped(config: BaseModel) -> str:

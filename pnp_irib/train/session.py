@@ -32,6 +32,7 @@ from pnp_irib.train.config import TrainConfig
 from pnp_irib.train.data import SCALE, Pictures, make_batch, picture_generators
 from pnp_irib.train.forward import CRITIC, Forward, Trained
 from pnp_irib.train.frozen import FrozenParts
+from pnp_irib.train.processes import agreed, means
 from pnp_irib.train.run import follow_average, learning_rate, source_of
 from pnp_irib.train.validation import Validation
 from pnp_irib.weights import weight_files
@@ -140,8 +141,8 @@ class Session:
             SourceFile(name="training pictures", sha256=self.pictures.sha256),
             source_of(config),
         ]
-        if config.init is not None:
-            files.append(SourceFile(name="initial projector", sha256=sha256_of(config.init / WEIGHTS_NAME)))
+        if start.origin is not None and (sha256 := start.origin.hash_of(WEIGHTS_NAME)) is not None:
+            files.append(SourceFile(name="initial projector", sha256=sha256))
         if self.restorer is not None:
             name, options = (config.through.name, config.through.options) if config.through else (config.restorer, {})
             files += [SourceFile(name=path.name, sha256=sha256_of(path)) for path in weight_files(find_spec(name), options)]
@@ -193,17 +194,15 @@ class Session:
         self.optimizer.zero_grad(set_to_none=True)
         follow_average(self.average.parameters(), self.projector.parameters(), step, self.config.ema)
         losses = self._averaged(losses)
-        if critic is not None and self.agreed(critic.pictures > 0):
+        if critic is not None and agreed(self.accelerator, critic.pictures > 0):
             losses["critic"] = critic.step()
         return losses
 
     def _averaged(self, losses: dict[str, float]) -> dict[str, float]:
         """Over the processes; and the total."""
-        accelerator = self.accelerator
-        if accelerator.num_processes > 1:  # a process may have had nothing to restore
-            named = [losses.get(name, 0.0) for name in TERMS]
-            means = accelerator.reduce(torch.tensor(named, device=accelerator.device), "mean").tolist()
-            losses = {name: value for name, value in zip(TERMS, means, strict=True) if value or name in losses}
+        # A process may have had nothing to restore.
+        found = means(self.accelerator, [losses.get(name, 0.0) for name in TERMS])
+        losses = {name: value for name, value in zip(TERMS, found, strict=True) if value or name in losses}
         return {"total": sum(losses.values())} | {name: losses[name] for name in TERMS if name in losses}
 
     def _batches(self, step: int) -> Iterator[tuple[Any, bool]]:
@@ -219,13 +218,6 @@ class Session:
         """The one that is trained."""
         trained: Trained = self.accelerator.unwrap_model(self.model)
         return trained.projector
-
-    def agreed(self, vote: bool) -> bool:
-        """Whether any process says so, so that all do the same."""
-        if self.accelerator.num_processes == 1:
-            return vote
-        votes = self.accelerator.reduce(torch.tensor(float(vote), device=self.accelerator.device))
-        return bool(votes > 0)
 
     def state(self, step: int) -> dict[str, Any]:
         """What is needed to go on; the averaged weights are the projector of the checkpoint itself."""

@@ -8,13 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from pnp_irib.errors import ConfigError
 from pnp_irib.projectors.base import Projector
-from pnp_irib.runtime import peak_memory, require
+from pnp_irib.runtime import require
 from pnp_irib.train.checkpoint import latest_checkpoint, load_state
 from pnp_irib.train.config import TrainConfig
+from pnp_irib.train.processes import agreed, check_start, make_accelerator
 from pnp_irib.train.progress import Progress
 from pnp_irib.train.run import check_run, learning_rate, record
 from pnp_irib.train.session import Session
@@ -48,13 +46,13 @@ def train(
         ConfigError: the run directory holds another run, or the configuration cannot be carried out.
     """
     require("accelerate", "tensorboard", extra="train")
-    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate import DistributedDataParallelKwargs
     from torch.utils.tensorboard import SummaryWriter
 
     check_run(config, run, resume=resume)
     # Not every step uses all parameters: those of prompts rest while there is none.
     distributed = DistributedDataParallelKwargs(find_unused_parameters=True)
-    accelerator = Accelerator(mixed_precision=config.precision, kwargs_handlers=[distributed])
+    accelerator = make_accelerator(config.precision, distributed)
     session = Session(config, accelerator)
     if accelerator.is_main_process:
         record(config, run)
@@ -62,11 +60,7 @@ def train(
     if resume and (checkpoint := latest_checkpoint(run)) is not None:
         start = session.restore(load_state(checkpoint))
         log.info("resumed at step %d", start)
-    starts = accelerator.gather(torch.tensor([start], device=accelerator.device)).tolist()
-    if len(set(starts)) > 1:
-        raise ConfigError(
-            f"the processes find checkpoints of different steps, {starts}. All machines must see the same run directory."
-        )
+    check_start(accelerator, start)
     writer = SummaryWriter(str(run / "tensorboard"), purge_step=start) if accelerator.is_main_process else None
     progress = Progress(start, config.steps, enabled=show_progress and accelerator.is_main_process)
     deadline = math.inf if max_hours is None else time.monotonic() + 3600 * max_hours
@@ -81,7 +75,7 @@ def train(
                 writer.add_scalar("lr", learning_rate(config, step), done)
             if session.validation is not None and (done == config.steps or done % session.validation.every == 0):
                 _validate(session, writer, done)
-            stop = done == config.steps or session.agreed(time.monotonic() > deadline)
+            stop = done == config.steps or agreed(accelerator, time.monotonic() > deadline)
             if (stop or done % config.checkpoint_every == 0) and accelerator.is_main_process:
                 session.save(run, done)
                 if writer is not None:
@@ -93,7 +87,8 @@ def train(
         writer.close()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process and progress.done > start and show_progress:
-        _summary(progress, peak_memory(accelerator.device), session.frozen.check())
+        log.info(progress.summary(accelerator.device))
+        log.info("bit for bit unchanged: %s", ", ".join(session.frozen.check()) or "nothing was frozen")
     newest = latest_checkpoint(run) or run
     if accelerator.is_main_process and newest.name == f"step-{config.steps:07d}" and not (run / "projector").exists():
         Projector.from_pretrained(newest, base=session.base).save_pretrained(
@@ -114,9 +109,3 @@ def _validate(session: Session, writer: Any, step: int) -> None:
     writer.add_image("validation/elq_projection_restored_hq", grid, step)
     told = ", ".join(f"{name} {value:.4f} (alone {validation.alone[name]:.4f})" for name, value in found.items())
     log.info("validation at step %d: %s", step, told)
-
-
-def _summary(progress: Progress, peak: int | None, unchanged: list[str]) -> None:
-    memory = f", peak memory {peak / 2**30:.2f} GiB" if peak is not None else ""
-    log.info("%d steps, %.3g steps/s%s", progress.steps_done, progress.rate, memory)
-    log.info("bit for bit unchanged: %s", ", ".join(unchanged) or "nothing was frozen")

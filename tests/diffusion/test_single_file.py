@@ -126,6 +126,15 @@ def test_of_other_small_files_only_the_tokenizer_is_used(base: StableDiffusion, 
     assert torch.equal(found.embed(["bird"]), base.embed(["bird"]))
 
 
+def test_a_single_file_has_no_small_files_and_is_not_fetched_for_them(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add_repo("owner/sd", {"zsnr.ckpt": b"gigabytes"})
+    for place in (str(FILE), "hf-hub:owner/sd/zsnr.ckpt"):
+        monkeypatch.setenv("PNP_IRIB_STABLE_DIFFUSION_2_1_BASE", place)
+        with pytest.raises(WeightsError, match=rf"places of .* 2\.1-base: {place} is a single file\. Fetch them once"):
+            load(FILE, tokenizer=None)
+    assert not hub.gets()
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -159,6 +168,8 @@ def test_what_does_not_fit_is_told(content: dict[str, Tensor], tmp_path: Path) -
     assert "the tokenizer has 49408 tokens, the text encoder of" in told(
         {"cond_stage_model.model.token_embedding.weight": short}
     )
+    first = {f"{UNET}input_blocks.0.0.weight": torch.ones(32, 9, 3, 3)}
+    assert "reads 9 channels, expected the 4 of a latent. Is it one for inpainting or depth?" in told(first)
     with pytest.raises(ConfigError, match=r"heads\.unet=0: expected a whole number"):
         Heads(unet=0)
 

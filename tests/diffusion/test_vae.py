@@ -103,11 +103,15 @@ def test_under_autocast_strips_are_as_good_as_the_whole() -> None:
 def test_upsampling_by_four_small_convolutions_unless_it_is_hooked() -> None:
     layer: Any = Upsample2D(6, use_conv=True, out_channels=5)
     x = torch.randn(2, 6, 7, 9)
+
+    def of(x: Tensor) -> vae_strips.FeatureMap:
+        return vae_strips.FeatureMap(x, vae_strips.Scope())
+
     assert vae_strips._corners(layer) is not None
-    found = vae_strips._upsampled(layer, vae_strips._Map(x)).pixels
+    found = vae_strips._upsampled(layer, of(x)).pixels
     torch.testing.assert_close(found, layer(x), atol=1e-5, rtol=1e-5)
     handle = layer.register_forward_hook(lambda module, given, out: out * 0)
-    assert vae_strips._upsampled(layer, vae_strips._Map(x)).pixels.abs().max() == 0
+    assert vae_strips._upsampled(layer, of(x)).pixels.abs().max() == 0
     handle.remove()
     pointwise = nn.Conv2d(6, 4, 1)
     pointwise.register_forward_hook(lambda module, given, out: out * 0)

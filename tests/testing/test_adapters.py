@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import tests.adapters.diffbir.models as diffbir
 import tests.adapters.seesr.models as seesr
 from pnp_irib import list_restorers, load_restorer, wrap
 from pnp_irib.restorer import Restorer
@@ -60,6 +61,7 @@ BUILT: dict[str, Callable[[Path], Restorer]] = {
     "osediff": lambda _: osediff("osediff", "osediff.pkl"),
     "osediff-face": lambda _: osediff("osediff-face", "osediff_face.pkl"),
     **{f"diffbir-{name}": partial(cleaner, name) for name in NAMES},
+    "diffbir": lambda _: diffbir.restorer(),
     "seesr": lambda _: seesr.load(),
     "seesr-turbo": lambda folder: seesr.load(seesr.turbo_base(folder)),
     "spandrel": compact_of_spandrel,

@@ -28,6 +28,7 @@ from pnp_irib.projectors import LatentProjector, PixelProjector, Projector
 from pnp_irib.train import load_config, train
 from pnp_irib.train.checkpoint import latest_checkpoint
 from pnp_irib.train.data import Pictures, make_batch
+from pnp_irib.train.run import dumped
 from pnp_irib.train.session import Session
 from tests.golden import golden_folder, missing
 from tests.train.test_trainer import COMMAND
@@ -244,13 +245,43 @@ def test_what_shows_only_when_it_is_loaded_is_told(photographs: Path, tmp_path: 
 
 def test_places_of_models_are_relative_to_the_configuration(photographs: Path, tmp_path: Path) -> None:
     through = {"name": "osediff", "options": {"base": "models/base", "checkpoint": "hf-hub:a/b/c.pkl", "compat": "x"}}
-    config = load_config(write(tmp_path, photographs, through=through))
+    prompts = {"extractor": "dape:models/dape.safetensors"}
+    path = write(tmp_path, photographs, through=through, prompts=prompts, projector=None, init="local-dir:start/here")
+    for folder in ("base", "dape.safetensors"):
+        (tmp_path / "models" / folder).mkdir(parents=True)
+    config = load_config(path)
     assert config.through is not None
     assert config.through.options == {
         "base": str(tmp_path / "models" / "base"),
         "checkpoint": "hf-hub:a/b/c.pkl",
         "compat": "x",
     }
+    assert config.prompts.extractor == f"dape:{tmp_path}/models/dape.safetensors"
+    assert config.init == str(tmp_path / "start" / "here")  # which may yet be made
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(dumped(config))
+    assert load_config(tmp_path / "run" / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"projector": {"kind": "latent", "base": "owner/name"}},
+        {"projector": None, "init": "owner/name"},
+        {"prior": {"base": "owner/name"}},
+        {"prior": {"family": "pixel", "denoiser": "owner/name"}},
+        {"through": {"name": "osediff", "options": {"base": "owner/name"}}},
+        {"prompts": {"extractor": "dape:owner/name"}},
+    ],
+)
+def test_a_bare_name_on_the_hub_is_told_how_to_be_written(photographs: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    path = write(tmp_path, photographs, **changes)
+    with pytest.raises(
+        ConfigError, match=f"nothing at {tmp_path}/owner/name. A name on the Hub is written hf-hub:owner/name$"
+    ):
+        load_config(path)
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    load_config(path)
 
 
 @pytest.mark.slow
@@ -263,10 +294,9 @@ def test_processes_without_severe_pictures_do_not_wait_for_each_other(photograph
         tuple(len(make_batch(pictures, config, step, part=rank, parts=2).severe) for rank in (0, 1)) for step in range(6)
     }
     assert {(0, 1), (1, 0)} & severe  # else nothing is shown
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *COMMAND]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--", *COMMAND]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launch, path.name], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300
-    )  # --run would be an option of torchrun
+    run = ["--run", str(tmp_path / "run")]
+    done = subprocess.run([*launch, str(path), *run], capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "runs" / path.stem / "projector" / "model.safetensors").is_file()
+    assert (tmp_path / "run" / "projector" / "model.safetensors").is_file()

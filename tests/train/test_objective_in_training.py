@@ -57,17 +57,23 @@ PROMPTS = {"extractor": "imagenet-tags", "dropout": 0.3, "look_forward": 0.5}
 
 def test_two_processes_are_one_of_twice_the_batch(config_file: Path, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"objective": CYCLE, "prompts": PROMPTS, "steps": 6, "checkpoint_every": 6}
+    changes["restorer"] = "realesr-animevideov3"
+    changes["validation"] = {"folder": "photographs", "profile": "extreme", "pictures": 1, "every": 3}
     rewritten(config_file, batch=2, hq_pictures=1, **changes)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *COMMAND]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--", *COMMAND]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launch, config_file.name], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    both = tmp_path / "both"
+    done = subprocess.run([*launch, str(config_file), "--run", str(both)], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    both = tmp_path / "runs" / "train"
+    assert done.stderr.count("step 6/6") == 1  # one of them speaks
     config = load_config(rewritten(config_file, batch=4, hq_pictures=2))
     train(config, tmp_path / "alone", show_progress=False)
-    micro = load_config(rewritten(config_file, batch=1, hq_pictures=None, accumulate=4))
+    micro = load_config(rewritten(config_file, batch=1, hq_pictures=None, accumulate=4, validation=None))
     assert curve(both) == pytest.approx(curve(tmp_path / "alone"), rel=2e-4)
     assert len(set(curve(both))) == 6
+    tried = [curve(run, "validation/ms_ssim") for run in (both, tmp_path / "alone")]
+    assert len(tried[0]) == 2
+    assert tried[0] == pytest.approx(tried[1], abs=2e-4)
     expected = load_file(tmp_path / "alone" / "projector" / "model.safetensors")
     for name, value in load_file(both / "projector" / "model.safetensors").items():
         torch.testing.assert_close(value, expected[name], atol=2e-4, rtol=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -84,12 +85,34 @@ def test_kill_and_resume_gives_the_same_weights(prior_file: Path, tmp_path: Path
     assert done.stdout.strip() == str(killed / "checkpoints" / "step-0000030")
     assert "resumed at step" in done.stderr
     assert "step 30/30" in done.stderr
+    assert re.search(r"\d+ steps, [\d.]+ steps/s, peak memory [\d.]+ GiB", done.stderr)
     expected, found = (load_file(run / "denoiser" / "model.safetensors") for run in (whole, killed))
     assert expected.keys() == found.keys()
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
     trained, resumed = (load_state(run / "checkpoints" / "step-0000030") for run in (whole, killed))
     assert all(torch.equal(value, resumed["model"][name]) for name, value in trained["model"].items())
     assert any(not torch.equal(value, trained["average"][name]) for name, value in trained["model"].items())
+
+
+def test_two_processes_are_one_of_twice_the_batch(prior_file: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(prior_file.read_text()) | {"steps": 4, "checkpoint_every": 4}
+    prior_file.write_text(yaml.safe_dump(content | {"batch": 2}))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--", *COMMAND]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    run = ["--run", str(tmp_path / "both")]
+    done = subprocess.run([*launch, str(prior_file), *run], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    prior_file.write_text(yaml.safe_dump(content))
+    train_prior(load_prior_config(prior_file), tmp_path / "alone", show_progress=False)
+    both, alone = (
+        [event.value for event in EventAccumulator(str(tmp_path / name / "tensorboard")).Reload().Scalars("loss")]
+        for name in ("both", "alone")
+    )
+    assert both == pytest.approx(alone, rel=1e-4)
+    assert len(set(both)) == 4
+    expected = load_file(tmp_path / "alone" / "denoiser" / "model.safetensors")
+    for name, value in load_file(tmp_path / "both" / "denoiser" / "model.safetensors").items():
+        torch.testing.assert_close(value, expected[name], atol=2e-4, rtol=0)
 
 
 def test_a_run_says_what_it_comes_from(prior_file: Path, tmp_path: Path) -> None:

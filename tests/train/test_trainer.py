@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -24,8 +25,10 @@ from pnp_irib.files import sha256_of
 from pnp_irib.train import load_config, train
 from pnp_irib.train.checkpoint import latest_checkpoint
 from pnp_irib.train.data import Pictures, make_batch
+from pnp_irib.train.session import Session
 from pnp_irib.weights import find_place
 from pnp_irib_realesrgan.spec import ANIME_VIDEO
+from tests.hub.server import HubServer
 
 COMMAND = [str(Path(sys.executable).with_name("pnp-irib")), "train", "--threads", "1"]
 
@@ -58,18 +61,6 @@ def test_kill_and_resume_gives_the_same_trajectory(config_file: Path, tmp_path: 
         assert torch.equal(value, found[name]), name
 
 
-def test_two_processes_train_one_projector(config_file: Path, tmp_path: Path) -> None:
-    alone = train(load_config(config_file), tmp_path / "alone", show_progress=False)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *COMMAND]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launch, config_file.name], capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("step 12/12") == 1  # one of them speaks
-    both, single = weights(tmp_path / "runs" / "train" / "projector"), weights(alone)
-    # Without the other's gradients the first process would have gone the way of the single one.
-    assert any((both[name] - value).abs().max() > 1e-5 for name, value in single.items())
-
-
 def test_a_run_leaves_everything_else_alone_and_tells_where_it_came_from(config_file: Path, tmp_path: Path) -> None:
     config = load_config(config_file).model_copy(update={"steps": 40, "checkpoint_every": 40})
     state = torch.get_rng_state()
@@ -93,6 +84,7 @@ def test_a_run_leaves_everything_else_alone_and_tells_where_it_came_from(config_
     files = {f.name: f.sha256 for f in projector.provenance.files}
     assert files["training configuration"] == sha256_of(tmp_path / "run" / "config.yaml")
     assert files["training pictures"]
+    assert load_config(tmp_path / "run" / "config.yaml") == config  # it can be run again from there
     for path in (weight_file("lite0"), find_place(ANIME_VIDEO.weights[0])[1]):  # type: ignore[index]
         assert files[path.name] == sha256_of(path)
     assert newest.name == "step-0000040"
@@ -141,13 +133,25 @@ def test_a_run_directory_is_not_reused_by_accident(config_file: Path, tmp_path: 
 
 def test_starts_from_another_projector(config_file: Path, tmp_path: Path) -> None:
     first = train(load_config(config_file), tmp_path / "first", show_progress=False)
-    config = load_config(config_file).model_copy(update={"init": first, "lr": 1e-12})
+    config = load_config(config_file).model_copy(update={"init": str(first), "lr": 1e-12})
     second = train(config, tmp_path / "second", show_progress=False)
     for name, value in weights(first).items():
         torch.testing.assert_close(weights(second)[name], value, atol=1e-6, rtol=1e-5)
     facts = load_projector(f"local-dir:{second}").provenance
     assert facts.steps == 24
     assert sha256_of(first / "model.safetensors") in [f.sha256 for f in facts.files if f.name == "initial projector"]
+
+
+def test_starts_from_a_projector_of_the_hub(config_file: Path, hub: HubServer) -> None:
+    start = load_projector("pixel-x4plus")
+    start.push_to_hub("owner/start")
+    config_file.write_text(
+        yaml.safe_dump(yaml.safe_load(config_file.read_text()) | {"init": "hf-hub:owner/start", "projector": None})
+    )
+    running = Session(load_config(config_file), Accelerator())
+    assert all(torch.equal(value, running.projector.state_dict()[name]) for name, value in start.state_dict().items())
+    recorded = {file.name: file.sha256 for file in running.provenance.files}
+    assert recorded["initial projector"] == start.origin.hash_of("model.safetensors")  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

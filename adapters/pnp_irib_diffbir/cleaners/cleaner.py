@@ -93,6 +93,9 @@ class Cleaner(nn.Module):
 
         Returns:
             (N, 3, scale*H, scale*W), about [0, 1], not clamped; dtype and device of ``pictures``.
+
+        Raises:
+            ConfigError: SwinIR in half precision.
         """
         height, width = pictures.shape[-2:]
         network = self.network if strips or not isinstance(self.network, SwinIRInStrips) else self.network.network
@@ -197,7 +200,7 @@ class Cleaner(nn.Module):
                 pictures = resize(pictures, raised(*given, shortest))
             cleaned: Tensor = self(pictures, strips=False)
         else:
-            if self.kind is SWINIR and tile % self.multiple:
+            if self.kind == SWINIR and tile % self.multiple:
                 raise ConfigError(f"tiles of {tile} pixels: the windows of this SwinIR need a multiple of {self.multiple}.")
             stride = max(1, tile // 2) if stride is None else stride
             run = partial(self, strips=False)
@@ -208,6 +211,8 @@ class Cleaner(nn.Module):
         return resize(cleaned, target)
 
     def _given(self, pictures: Tensor) -> Tensor:
+        if self.kind == SWINIR and self.dtype.itemsize < 4:
+            raise ConfigError(f"swinir cannot run in {self.dtype}: the masks of its windows are float32. Use dtype='float32'.")
         layout = torch.channels_last if isinstance(self.network, RRDBNet) else torch.contiguous_format
         return pictures.to(device=self.device, dtype=self.dtype, memory_format=layout)
 

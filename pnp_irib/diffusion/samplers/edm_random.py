@@ -90,7 +90,7 @@ def _with_noise(at: At[float], x: Tensor, up: float, s_noise: float, published: 
 
 
 def dpmpp_sde(at: At[float], x: Tensor, *, eta: float = 1.0, s_noise: float = 1.0, published: bool = False) -> Tensor:
-    """The same with noise also at the middle, along one Brownian path.
+    """As `dpmpp_2s_a`, but the middle is that of the whole step and is given its noise too, along one Brownian path.
 
     Args:
         at: where.

@@ -19,6 +19,7 @@ from pnp_irib.errors import ConfigError
 __all__ = [
     "INFINITE_SIGMA",
     "Level",
+    "check_prediction",
     "ddim_levels",
     "edm_sigmas",
     "edm_timesteps",

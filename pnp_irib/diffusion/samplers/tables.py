@@ -16,7 +16,6 @@ __all__ = [
     "Numbers",
     "Prediction",
     "alphas_of",
-    "eps_from_v",
     "picture_from",
     "picture_from_eps",
     "picture_from_v",
@@ -70,11 +69,6 @@ def picture_from_eps(latent: Tensor, eps: Tensor, alpha: float) -> Tensor:
 def picture_from_v(latent: Tensor, v: Tensor, alpha: float) -> Tensor:
     """The picture that v implies, also where ``alpha`` is 0."""
     return cast(Tensor, alpha**0.5 * latent - (1 - alpha) ** 0.5 * v)
-
-
-def eps_from_v(latent: Tensor, v: Tensor, alpha: float) -> Tensor:
-    """The noise that v implies."""
-    return cast(Tensor, alpha**0.5 * v + (1 - alpha) ** 0.5 * latent)
 
 
 def picture_from(latent: Tensor, output: Tensor, alpha: float, prediction: Prediction) -> Tensor:

@@ -29,7 +29,7 @@ class RamTags:
     """Tags of RAM (arXiv 2306.03514) as text, and its image embedding. The weights load at the first use.
 
     With DAPE, the LoRA of SeeSR (arXiv 2311.16518), it is meant for degraded pictures, without it for good ones. You bring the
-    files; see `pnp_irib.prompts.ram.published` for where they are found. A result is the same alone and in a batch.
+    files; see `pnp_irib.ram_files` for where they are found. A result is the same alone and in a batch.
 
     Args:
         source: a folder with ``ram_swin_large_14m.pth``, ``DAPE.pth`` and the two lists ``ram_tag_list.txt`` and

@@ -19,15 +19,17 @@ from pnp_irib.hub import SourceFile
 from pnp_irib.prompts.ram.architecture import RamArchitecture, head_heads_of, infer
 from pnp_irib.prompts.ram.lora import merge
 from pnp_irib.prompts.ram.network import RamNetwork
-from pnp_irib.prompts.ram.published import DAPE, RAM, TAGS, THRESHOLDS, find_published
+from pnp_irib.prompts.ram.published import find_published
 from pnp_irib.prompts.ram.tags import Labels
+from pnp_irib.ram_files import DAPE, RAM, TAGS, THRESHOLDS
 from pnp_irib.weights import load_strictly, read_pickle
 
 __all__ = ["RamModel", "read_header"]
 
 _KEY = "pnp_irib.ram"  # of the header of our file
 _THRESHOLDS = "thresholds"
-_UNUSED = ("tag_encoder.", "text_decoder.")  # two language models, which captions need
+_USED = ("visual_encoder.", "image_proj.", "label_embed", "wordvec_proj.", "tagging_head.", "fc.")
+# Beside these, published files hold two language models, which captions need, and what training left behind.
 _COMPUTED = (".relative_position_index", ".attn_mask")
 _OTHER_SPELLING = "vision_multi"  # of tagging_head, in some published files
 
@@ -170,7 +172,7 @@ def _named(content: Any, path: Path) -> dict[str, Tensor]:
         name = str(key).replace(_OTHER_SPELLING, "tagging_head")
         if name in tensors:
             raise WeightsError(f"{path} holds {name} twice, once spelled {_OTHER_SPELLING}; expected one of them.")
-        if not name.startswith(_UNUSED):
+        if name.startswith(_USED):
             tensors[name] = value
     return tensors
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pnp_irib.diffusion.base import EPS, ZERO_SNR_V, Heads, NoiseSchedule, StableDiffusion
+from pnp_irib_diffbir.cleaners.loading import load_cleaner
 from pnp_irib_diffbir.files import read_controlnet
 from pnp_irib_diffbir.networks import Networks
+from pnp_irib_diffbir.restorer import DiffBIR
 from tests.golden import golden_folder, missing
 
 MODEL = golden_folder("diffbir") / "model"
@@ -63,3 +65,10 @@ def build(version: str = "v2.1") -> tuple[StableDiffusion, Networks]:
         ),
         networks,
     )
+
+
+def restorer(version: str = "v2.1", **options: Any) -> DiffBIR:
+    """Small: pictures of at least 64 pixels instead of 512, two steps instead of 10 or 50; behind it a tiny SwinIR."""
+    base, networks = build(version)
+    small: dict[str, Any] = {"process_size": 64, "num_inference_steps": 2, "dtype": "float32"}
+    return DiffBIR(base, networks, load_cleaner(file("realesrgan_s4_swinir_100k.pth")), version=version, **small | options)

@@ -378,7 +378,7 @@ def test_a_missing_spandrel_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def test_wrong_options_are_told() -> None:
     lq = picture(1, 70, 80)
     with pytest.raises(ConfigError, match=r"tiles of 40 pixels: the windows of this SwinIR need a multiple of 64"):
-        cleaner("swinir").as_published(lq, tile=40)
+        copy.deepcopy(cleaner("swinir")).as_published(lq, tile=40)
     for stride in (0, 65):
         with pytest.raises(ConfigError, match=rf"tiles of 64 pixels every {stride}: expected a stride from 1"):
             cleaner("scunet").as_published(lq, tile=64, stride=stride)
@@ -388,3 +388,6 @@ def test_wrong_options_are_told() -> None:
         cleaner("scunet").as_published(lq, (140, 160))
     with pytest.raises(InputError, match=r"swinir cannot go in strips"):
         cleaner("swinir").in_strips(lq, 1, torch.float32)
+    half = copy.deepcopy(cleaner("swinir")).bfloat16()
+    with pytest.raises(ConfigError, match=r"swinir cannot run in torch\.bfloat16: .* Use dtype='float32'"):
+        half.clean(lq, (70, 80), shortest=1, memory=1)

@@ -169,7 +169,7 @@ def test_gradients(case: Case | None) -> None:
         latent = restorer.generate(condition, texts, ReplayedNoise([start] * 5))
     else:
         words = restorer.base.embed([*texts, cleaned(restorer.negative_prompt)])
-        output = restorer.predictor(condition, words, None, 2)(start, 0, case.options["cfg_scale"])
+        output = restorer.predictor(condition, words, None)(start, 0, case.options["cfg_scale"])
         latent = picture_from(start, output, restorer.base.noise.numbers[0], restorer.base.noise.prediction)
     decoded = decode(restorer.base.vae, latent / restorer.base.vae.config.scaling_factor)
     picture = wavelet(decoded * 0.5 + 0.5, seen)

@@ -107,7 +107,7 @@ def test_prompts_are_read_as_published(case: Case, base: StableDiffusion) -> Non
     [
         ("\u00abA\u00bb  \uff21\uff22\uff11\u3000\ufb01sh\ufb02y \u0132", "\u00aba\u00bb ab1 fishfly ij"),
         ("Cafe\u0301\x00\x1b[31m red\ufeff\u201en\u201f \u2018b\u2019\r\n\u2028c", "caf\u00e9 red\"n\" 'b' c"),
-        ("&lt;b&gt; &amp;amp;amp;amp;quot;x\n<i> &amp;amp;lt;y", '<b> "x <i> &lt;y'),
+        ("&lt;b&gt; &amp;amp;amp;amp;quot;x\n<i> &amp;amp;lt;y\n&amp;amp;lt;z", '<b> "x <i> &lt;y &lt;z'),
         ("\ud83d\ude00 \ud83d", "\U0001f600 \ufffd"),
         ("  \t ", ""),
     ],
@@ -194,6 +194,10 @@ def test_a_controlnet_that_does_not_fit_is_told(base: StableDiffusion, tmp_path:
     assert "conv_in.bias has the shape (3,), expected (32,)" in told(input_blocks__0__0__bias=torch.ones(3))
     first = content["input_blocks.0.0.weight"][:, :4]
     assert "reads 4 channels; expected 8, the noisy latent and" in told(input_blocks__0__0__weight=first)
+    with pytest.raises(
+        WeightsError, match=r"ckpt holds no IRControlNet: it holds \S+, \S+, \S+, ...; expected .*DiffBIR_v2\.1\.pt"
+    ):
+        read_controlnet(file(BASE), base.unet)
 
 
 def test_wrapped_files_are_the_same(base: StableDiffusion, networks: Networks, tmp_path: Path) -> None:

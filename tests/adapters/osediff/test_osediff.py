@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import warnings
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pnp_irib import wrap
-from pnp_irib.diffusion.base import StableDiffusion
+from pnp_irib.diffusion.base import ZERO_SNR_V, StableDiffusion
 from pnp_irib.diffusion.lora import active, adapter_names
 from pnp_irib.errors import ConfigError, PnPIribError, WeightsError
 from pnp_irib.noise import SeededNoise
@@ -190,6 +191,9 @@ def test_what_does_not_fit_is_told(model: Path, tmp_path: Path) -> None:
         with pytest.raises(ConfigError):
             load_osediff(loaded, model / "osediff.pkl", **options)
         assert not adapter_names(loaded.unet)  # it can be used again
+    with pytest.raises(ConfigError, match=r"needs a base model of .*'eps'.*; this one has .*'v'.*base="):
+        load_osediff(dataclasses.replace(loaded, noise=ZERO_SNR_V), model / "osediff.pkl")
+    assert not adapter_names(loaded.unet)
     predicting = tmp_path / "v"
     shutil.copytree(model / "sd21base", predicting)
     file = predicting / "scheduler" / "scheduler_config.json"

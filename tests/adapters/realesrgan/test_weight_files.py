@@ -98,6 +98,10 @@ def _text(path: Path, tensors: dict[str, Tensor]) -> None:
     path.write_text("<html>404 not found</html>")
 
 
+def _other_text(path: Path, tensors: dict[str, Tensor]) -> None:
+    path.write_text("hello world")
+
+
 @pytest.mark.parametrize(
     ("damage", "advice"),
     [
@@ -111,8 +115,9 @@ def _text(path: Path, tensors: dict[str, Tensor]) -> None:
         (_other_network, "no layer 'body.N'|does not fit|another variant"),
         (_no_tensors, "not a dictionary of tensors"),
         (_layer_of_odd_name, "body.last.weight"),
-        (_empty, "cannot be read as weights|download complete"),
-        (_text, r"w\.pth"),
+        (_empty, "it is no file of torch.* Is the download complete"),
+        (_text, "it is no file of torch"),
+        (_other_text, "it is no file of torch"),
     ],
 )
 def test_damaged_pth_files_are_one_line(compact: RealESRGAN, tmp_path: Path, damage: Any, advice: str) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -109,6 +110,17 @@ def test_every_way_of_changing_weights_is_noticed() -> None:
         torch.testing.assert_close(fast, direct, atol=1e-5, rtol=0)
         assert last is None or (last - fast).abs().max() > 1e-4
         last = fast
+
+
+def test_what_was_made_of_weights_goes_when_they_move() -> None:
+    network = small()
+    both(network, torch.rand(1, 3, 30, 29))
+    assert network._winograd is not None
+    made = weakref.ref(network._winograd)
+    network.to(torch.float32)
+    assert made() is not None  # nothing moved
+    network.to(torch.float64)
+    assert made() is None
 
 
 def test_what_others_put_into_the_trunk_is_not_passed_over() -> None:

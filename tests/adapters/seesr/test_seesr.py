@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import warnings
@@ -14,7 +15,8 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 
-from pnp_irib import load_restorer, wrap
+from pnp_irib import load_restorer, ram_files, wrap
+from pnp_irib.diffusion.base import ZERO_SNR_V
 from pnp_irib.diffusion.vae import encode
 from pnp_irib.errors import ConfigError, InputError, WeightsError
 from pnp_irib.noise import SeededNoise
@@ -22,6 +24,9 @@ from pnp_irib.priors import LatentPriorConfig, load_prior
 from pnp_irib.profile import PRESETS
 from pnp_irib.projectors import PixelArchitecture, PixelProjector
 from pnp_irib.prompts import Prompt, Tag
+from pnp_irib.ram_files import TAGS, THRESHOLDS
+from pnp_irib_seesr.restorer import SeeSR
+from pnp_irib_seesr.spec import SEESR, SEESR_TURBO
 from tests.adapters.seesr.models import BASE, DAPE, MODEL, build, load
 from tests.cli.run import pnp
 from tests.hub.server import HubServer
@@ -284,6 +289,33 @@ def test_nothing_of_another_model_is_put_on_its_unet() -> None:
     assert base.fingerprint is None
     with pytest.raises(ConfigError, match="no Stable Diffusion to share as it was made"):
         load_prior(LatentPriorConfig(), base=base)
+
+
+def test_a_base_of_other_noise_is_told() -> None:
+    found = build()
+    with pytest.raises(ConfigError, match=r"needs a base model of .*'eps'.*; this one has .*'v'.*base="):
+        SeeSR(dataclasses.replace(found.base, noise=ZERO_SNR_V), found.networks, found.tagger)
+
+
+def test_the_files_of_the_tagger_are_listed_with_its_own() -> None:
+    for spec in (SEESR, SEESR_TURBO):
+        named = {file.name: file for file in spec.weights}
+        assert len(named) == 8
+        assert all(named[file.name] is file for file in ram_files.FILES)
+        assert {name for name, file in named.items() if file.sha256 and file.size} == {TAGS.name, THRESHOLDS.name}
+        assert all(file.places for file in spec.weights)
+
+
+def test_gradients_pass_within_a_memory_budget() -> None:
+    lq, found = picture(8, 8), []
+    for restorer in (build(), load(memory=0.0005)):
+        given = lq.clone().requires_grad_()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a budget that small is exceeded
+            restorer.restore(given).square().sum().backward()
+        assert given.grad is not None
+        found.append(given.grad)
+    torch.testing.assert_close(found[1], found[0], atol=1e-4 * found[0].abs().max().item(), rtol=0)
 
 
 def test_other_degradations_of_a_projector_are_told() -> None:

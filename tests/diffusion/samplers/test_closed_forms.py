@@ -192,8 +192,8 @@ def test_churn_adds_what_it_says(step: Callable[..., Tensor]) -> None:
     drawn.clear()
     walk(partial(step, **options, published=True), start, sigmas, told, draw=draw, increment=no_noise)
     assert len(drawn) == 4
-    louder = walk(partial(edm.euler, **options, s_noise=1.5), start, [2.0, 1.0], told, draw=draw, increment=no_noise)
-    assert louder.shape == start.shape
+    louder = walk(partial(step, **options, s_noise=1.5), start, [2.0, 1.0], told, draw=draw, increment=no_noise)
+    assert louder.std().item() == pytest.approx(math.sqrt(8**2 + 1.5**2 * (8 - 4)) / 8**0.5, rel=0.01)
     at = At([4.0, 2.0], told, draw, no_noise)
     more, sigma = edm.churned(at, torch.zeros(50_000), s_churn=0.2, s_tmin=0, s_tmax=9, s_noise=1.5, published=False)
     assert sigma == pytest.approx(4.8)

@@ -19,7 +19,7 @@ from pnp_irib.files import sha256_of
 from pnp_irib.prompts import RamTags
 from pnp_irib.prompts.ram.model import RamModel
 from pnp_irib.prompts.ram.network import RamOutput
-from pnp_irib.prompts.ram.published import DAPE, RAM
+from pnp_irib.ram_files import DAPE, RAM
 from tests.prompts.ram.tiny import SIZES, Tiny
 
 PICTURES = torch.rand(2, 3, 30, 40, generator=torch.Generator().manual_seed(2))
@@ -174,7 +174,7 @@ def test_a_missing_file_is_told_with_its_place(folder: Path, name: str) -> None:
             r"missing visual_encoder\.layers\.1\.blocks\.1\.norm2",
         ),
         (lambda w: w.pop("visual_encoder.layers.0.blocks.0.attn.relative_position_bias_table"), "bias_table is missing"),
-        (lambda w: w.update(more=torch.ones(2)), "unexpected more"),
+        (lambda w: w.update({"fc.more": torch.ones(2)}), r"unexpected fc\.more"),
         (lambda w: w.update({"visual_encoder.absolute_pos_embed": torch.ones(2)}), r"visual_encoder\.absolute_pos_embed"),
         (lambda w: w.update({"fc.bias": torch.ones(2)}), r"fc\.bias has the shape \(2,\)"),
         (lambda w: w.update({"label_embed": torch.ones(2)}), "2 dimensions"),

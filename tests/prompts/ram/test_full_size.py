@@ -17,8 +17,8 @@ from pnp_irib.prompts.ram.architecture import RamArchitecture, infer
 from pnp_irib.prompts.ram.lora import merge
 from pnp_irib.prompts.ram.model import _named
 from pnp_irib.prompts.ram.network import RamNetwork
-from pnp_irib.prompts.ram.published import FILES, TAGS, THRESHOLDS
 from pnp_irib.prompts.ram.tags import Labels
+from pnp_irib.ram_files import FILES, TAGS, THRESHOLDS
 from tests.golden import golden_folder, missing
 
 NEVER = {"body", "cocktail table", "French", "group", "lie", "show", "see", "set", "stop", "use"}
@@ -99,6 +99,7 @@ def test_nothing_of_the_lists_is_shipped() -> None:
     if not folder.is_dir():
         missing("dape")
     start = (folder / TAGS.name).read_bytes()[:300]
-    for path in (root / "pnp_irib").rglob("*"):
-        if path.is_file() and path.suffix != ".pyc":
-            assert start not in path.read_bytes(), path
+    for shipped in ("pnp_irib", "adapters"):
+        for path in (root / shipped).rglob("*"):
+            if path.is_file() and path.suffix != ".pyc":
+                assert start not in path.read_bytes(), path
