@@ -154,6 +154,10 @@ class DiffBIR(KeepsLastSteps, DiffusionRestorer):
             raise ConfigError(
                 f"DiffBIR {version} needs a base model of {stated.noise}; this one has {base.noise}. Is base= the right one?"
             )
+        if not torch.allclose(base.alphas, base.noise.alphas, atol=1e-4):
+            raise ConfigError(
+                "the base model was trained with other noise levels than Stable Diffusion. Is base= the right one?"
+            )
         given = dict(sampler_options or {})
         if unknown := [name for name in given if name not in SAMPLER_OPTIONS]:
             raise ConfigError(f"sampler_options: no {unknown[0]!r:.40}; expected {', '.join(SAMPLER_OPTIONS)}.")

@@ -17,6 +17,7 @@ from pnp_irib.restorer import Restorer, TilingRestorer
 from pnp_irib_diffbir import spec as specs
 from pnp_irib_diffbir.cleaners.restorer import CleanerRestorer
 from tests.adapters.diffbir.cleaner_models import LOAD, NAMES, picture, save
+from tests.hub.server import HubServer
 
 
 @pytest.fixture(autouse=True)
@@ -71,13 +72,14 @@ def test_swinir_keeps_its_memory(restorers: dict[str, CleanerRestorer]) -> None:
         CleanerRestorer(specs.SWINIR, net, memory=0)
 
 
-def test_they_say_what_is_missing_or_mistaken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pnp_irib_diffbir.cleaners.restorer.find_place", lambda _: None)
-    for name in NAMES:
+def test_they_say_what_is_missing_or_mistaken(tmp_path: Path, hub: HubServer) -> None:
+    for name, file in (("bsrnet", "BSRNet.pth"), ("scunet", "scunet_color_real_psnr.pth")):
         with pytest.raises(
-            WeightsError, match=rf"the weights of diffbir-{name} are not here. Download \S+ and pass checkpoint="
+            WeightsError, match=rf"diffbir-{name} needs {file}. Download https://github.com/\S+{file} and give its path"
         ):
             LOAD[name]()
+    with pytest.raises(WeightsError, match="lxq007/DiffBIR-v2"):
+        LOAD["swinir"]()  # which is on the Hub, but not on this one
     with pytest.raises(WeightsError, match=r"swinir.pth holds swinir, expected that of diffbir-scunet. Load diffbir-swinir"):
         LOAD["scunet"](save("swinir", tmp_path))
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pnp_irib import load_restorer, wrap
+from pnp_irib.diffusion.base import ZERO_SNR_V, StableDiffusion
 from pnp_irib.diffusion.samplers.sampling import SAMPLERS
 from pnp_irib.diffusion.vae import PublishedTiles
 from pnp_irib.errors import ConfigError, InputError, WeightsError
@@ -23,8 +24,10 @@ from pnp_irib_diffbir.cleaners.loading import cleaner_from, load_cleaner
 from pnp_irib_diffbir.guidance import RestorationGuidance
 from pnp_irib_diffbir.prompts import NEGATIVE, NEGATIVE_V2, POSITIVE
 from pnp_irib_diffbir.restorer import DiffBIR
+from pnp_irib_diffbir.versions import VERSIONS
 from tests.adapters.diffbir.cleaner_models import LOAD, NAMES, cleaner, save, tensors
-from tests.adapters.diffbir.models import CONTROLNET, build, file, loaded, restorer
+from tests.adapters.diffbir.models import BASE, CONTROLNET, TOKENIZER, build, file, heads, loaded, restorer
+from tests.hub.server import HubServer
 
 SWINIR = "realesrgan_s4_swinir_100k.pth"
 
@@ -237,8 +240,16 @@ def test_it_is_loaded_from_the_published_files() -> None:
         torch.testing.assert_close(found.restore(lq), restored(lq), atol=5e-3, rtol=0)  # of other layouts
     files = [source.name for origin in found.origins for source in origin.files]
     assert files[:2] == [file(SWINIR).name, file(CONTROLNET).name]
-    result = wrap(found, projector=None)(lq[0], seed=1)
-    assert result.image is not None
+
+
+def test_what_is_not_named_comes_from_the_hub(hub: HubServer) -> None:
+    names = (BASE, CONTROLNET, SWINIR)
+    hub.add_repo("lxq007/DiffBIR-v2", {name: file(name).read_bytes() for name in names})
+    base = StableDiffusion.load(VERSIONS["v2.1"].base, tokenizer=TOKENIZER, heads=heads(), noise=ZERO_SNR_V)
+    found: Any = load_restorer("diffbir", base=base, process_size=64, num_inference_steps=1)
+    assert found.restore(picture(8, 8)).shape == (1, 3, 32, 32)
+    assert {origin.place for origin in found.origins} == {"hf-hub:lxq007/DiffBIR-v2"}
+    assert {source.name for origin in found.origins for source in origin.files} == set(names)
 
 
 def test_other_degradations_of_a_projector_are_told() -> None:
@@ -275,8 +286,14 @@ def test_options_that_are_impossible(options: dict[str, Any], message: str) -> N
         load_restorer("diffbir", base=base, control=file(CONTROLNET), cleaner=loaded_cleaner(), **options)
 
 
-def test_files_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+def test_a_base_of_other_betas_is_refused() -> None:
+    base, networks = build("v2")
+    base.alphas = base.alphas**1.1
+    with pytest.raises(ConfigError, match="the base model was trained with other noise levels"):
+        DiffBIR(base, networks, loaded_cleaner(), version="v2")
+
+
+def test_files_that_do_not_fit(tmp_path: Path) -> None:
     base, _ = loaded()
     with pytest.raises(WeightsError, match="no weight file at"):
         load_restorer("diffbir", base=base, control=tmp_path / "none.pt", cleaner=loaded_cleaner())
