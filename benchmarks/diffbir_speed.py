@@ -75,7 +75,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     base = random_base(args.tokenizer, **MODELS[args.model])
-    base.noise = ZERO_SNR_V
+    base.noise, base.alphas = ZERO_SNR_V, ZERO_SNR_V.alphas
     networks, cleaner = random_networks(base.unet), random_cleaner(args.model)
     # Two copies of what is laid out differently; the other weights are shared.
     shared = (*base.modules, networks)
