@@ -225,7 +225,7 @@ class DiffBIR(KeepsLastSteps, DiffusionRestorer):
             return self._as_published(lq, scale, texts, noise)
         size = output_size(lq.shape[-2], lq.shape[-1], scale)
         seen = self.clean(lq, size).clamp(0, 1)
-        return self.finished(seen, size, lambda x: self.denoise(x, texts, noise) * 0.5 + 0.5, multiple_of=WINDOW)
+        return self.finished(seen, size, lambda x: self.denoise(x, texts, noise).mul(0.5).add_(0.5), multiple_of=WINDOW)
 
     def texts(self, count: int, prompts: Sequence[Prompt | None] | None) -> list[str]:
         """What the text encoder is given for ``count`` pictures.
@@ -268,7 +268,7 @@ class DiffBIR(KeepsLastSteps, DiffusionRestorer):
     def condition(self, pictures: Tensor) -> Tensor:
         """What IRControlNet sees of pictures, (N, 4, H/8, W/8): the mean of the VAE's posterior, scaled."""
         with self._vae_stage(pictures, decoder=False):
-            mean, _ = encode(self.base.vae, pictures * 2 - 1, self.vae_mode)
+            mean, _ = encode(self.base.vae, pictures.mul(2).sub_(1), self.vae_mode)
         return mean * float(self.base.vae.config.scaling_factor)
 
     def generate(self, condition: Tensor, texts: Sequence[str], noise: NoiseSource, pull: Guide | None = None) -> Tensor:

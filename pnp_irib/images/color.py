@@ -16,6 +16,8 @@ ColorMatch: TypeAlias = Literal["adain", "wavelet", "none"]
 
 _EPSILON = 1e-5  # added to variances
 _LEVELS = 5  # of the wavelet-like decomposition: blurs of dilation 1, 2, 4, 8, 16
+_REACH = 2**_LEVELS - 1  # pixels that a blurred one is made of, to each side
+_STRIP_PIXELS = 2**21  # worked on at a time
 
 
 def match_color(picture: Tensor, reference: Tensor, method: ColorMatch) -> Tensor:
@@ -58,8 +60,16 @@ def wavelet(picture: Tensor, reference: Tensor) -> Tensor:
         picture: (N, C, H, W).
         reference: of the same shape.
     """
-    content = picture.float()
-    return (content - _low(content) + _low(reference.float())).to(picture.dtype)
+    height, width = picture.shape[-2:]
+    rows = max(4 * _REACH, _STRIP_PIXELS // width)
+    strips = []
+    for top in range(0, height, rows):
+        first, last = max(0, top - _REACH), min(height, top + rows + _REACH)
+        content = picture[:, :, first:last].float()
+        # Blurring is linear, so that once is enough.
+        matched = content + _low(reference[:, :, first:last].float() - content)
+        strips.append(matched[:, :, top - first : top - first + rows].to(picture.dtype))
+    return strips[0] if len(strips) == 1 else torch.cat(strips, 2)
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -81,4 +81,4 @@ def blended(run: Callable[[Tensor], Tensor], pictures: Tensor, tiles: LatentTile
         place = (..., slice(scale * y, scale * (y + tiles.height)), slice(scale * x, scale * (x + tiles.width)))
         total[place] += window * run(pictures[..., y : y + tiles.height, x : x + tiles.width])
         weights[place] += window
-    return (total / weights).to(pictures.dtype)
+    return total.div_(weights).to(pictures.dtype)

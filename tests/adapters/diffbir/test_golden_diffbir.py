@@ -23,7 +23,7 @@ from tests.adapters.diffbir.models import build
 from tests.diffusion.samplers.recorded import STEP_OPTIONS, Recorded
 from tests.golden import Case, cases_of, check, missing
 
-KINDS = {"stage2": 59, "pipeline": 9, "gradient": 2}
+KINDS = {"stage2": 59, "pipeline": 9, "gradient": 2, "wavelet": 3}
 OF_FILES = {"BSRNet.pth": "bsrnet", "scunet_color_real_psnr.pth": "scunet"}  # others are SwinIR
 SLOW = {"pipe_v1_sr", "pipe_v1_denoise", "pipe_v21_denoise", "pipe_v21_sr", "pipe_v21_face"}  # of stages tested by themselves
 CROPPED = {"tiled_all": (60, 100, 100, 148)}  # rows and columns that are recorded
@@ -180,4 +180,13 @@ def test_gradients(case: Case | None) -> None:
     loss = (known["w"].float() * picture).sum()
     loss.backward()
     check(case, {"c_img": condition, "z": latent, "output": picture, "loss": loss, "grad_lq": lq.grad})
+    return None
+
+
+@pytest.mark.parametrize("case", some("wavelet"))
+def test_colours(case: Case | None) -> None:
+    if case is None:
+        return missing("diffbir")
+    picture, reference = (case.tensors[name].float() for name in ("sample", "cond_img"))
+    check(case, {"out": wavelet(picture, reference), "low": wavelet(torch.zeros_like(picture), picture)})
     return None
