@@ -33,6 +33,7 @@ from pnp_irib_diffbir.networks import Networks, empty_controlnet
 from pnp_irib_diffbir.restorer import DiffBIR
 
 CLEANERS: dict[str, dict[str, Any]] = {
+    "tiny": {"embed_dim": 12, "depths": [2], "num_heads": [2]},
     "medium": {"embed_dim": 60, "depths": [6] * 4, "num_heads": [6] * 4},
     "full": {"embed_dim": 180, "depths": [6] * 8, "num_heads": [6] * 8},
 }

@@ -14,7 +14,7 @@ from torch import Tensor
 from pnp_irib.convolution import in_fewer_products
 from pnp_irib.diffusion.base import StableDiffusion
 from pnp_irib.diffusion.latents import Cuts, LatentTiles, predict_in_tiles
-from pnp_irib.diffusion.offload import unet_bytes, vae_bytes
+from pnp_irib.diffusion.offload import unet_bytes
 from pnp_irib.diffusion.published import batch_of, eight_bits, truncated
 from pnp_irib.diffusion.restorer import DiffusionRestorer, check_choices, check_options
 from pnp_irib.diffusion.samplers.sampling import Guide, Sampling, sample, step_count
@@ -132,9 +132,10 @@ class DiffBIR(KeepsLastSteps, DiffusionRestorer):
         stated = VERSIONS[version]
         tile = 96 if latent_tile is None else latent_tile
         overlap = (tile // 2 if compat else min(16, tile // 2)) if latent_overlap is None else latent_overlap
+        facts = {"lq_profile": stated.lq_profile, "weights": stated.files(task), "title": f"DiffBIR {version} ({task})"}
         super().__init__(
             base,
-            spec.model_copy(update={"lq_profile": stated.lq_profile, "weights": stated.files(task)}),
+            spec.model_copy(update=facts),
             compat=compat,
             upscale=TASKS[task] if upscale is None else upscale,
             process_size=process_size,
@@ -158,13 +159,16 @@ class DiffBIR(KeepsLastSteps, DiffusionRestorer):
             raise ConfigError(
                 "the base model was trained with other noise levels than Stable Diffusion. Is base= the right one?"
             )
-        given = dict(sampler_options or {})
+        given = {} if sampler_options is None else _mapping("sampler_options", sampler_options, "eta: 0.5")
         if unknown := [name for name in given if name not in SAMPLER_OPTIONS]:
             raise ConfigError(f"sampler_options: no {unknown[0]!r:.40}; expected {', '.join(SAMPLER_OPTIONS)}.")
-        for option, number in (("batch", batch), ("cleaner_tile", cleaner_tile)):
+        whole = {"batch": batch, "cleaner_tile": cleaner_tile, "num_inference_steps": num_inference_steps}
+        for option, number in whole.items():
             if number is not None:
                 check_number(option, number, whole=True)
-        check_number("conditioning_scale", conditioning_scale, zero=True)
+        for option, weight in (("conditioning_scale", conditioning_scale), ("guidance_scale", guidance_scale)):
+            if weight is not None:
+                check_number(option, weight, zero=True)
         check_number("noise_augmentation", noise_augmentation, whole=True, zero=True, most=len(base.alphas) - 1)
         self.sampling = Sampling(
             sampler=stated.sampler if sampler is None else sampler,
@@ -175,9 +179,10 @@ class DiffBIR(KeepsLastSteps, DiffusionRestorer):
             **given,
         )
         step_count(self.sampling, base.noise.numbers, base.noise.prediction)  # checks it
-        if isinstance(restoration_guidance, Mapping):
-            check_options("restoration_guidance", restoration_guidance, [f.name for f in fields(RestorationGuidance)])
-            restoration_guidance = RestorationGuidance(**restoration_guidance)
+        if restoration_guidance is not None and not isinstance(restoration_guidance, RestorationGuidance):
+            stated_guidance = _mapping("restoration_guidance", restoration_guidance, "scale: 0.05", needed="scale")
+            check_options("restoration_guidance", stated_guidance, [f.name for f in fields(RestorationGuidance)])
+            restoration_guidance = RestorationGuidance(**stated_guidance)
         if compat and restoration_guidance and (self.sampling.sampler != "spaced" or latent_tile is not None):
             raise ConfigError("the published restoration guidance is for sampler='spaced', without latent tiles.")
         self.restoration_guidance = restoration_guidance
@@ -262,13 +267,13 @@ class DiffBIR(KeepsLastSteps, DiffusionRestorer):
             published = self.compat is not None
             pull = guide(self.restoration_guidance, self.base, pictures * 2 - 1, noise, published=published)
         latent = self.generate(self.condition(pictures), texts, noise, pull)
-        with self._vae_stage(pictures, decoder=True):
-            return decode(self.base.vae, latent / self.base.vae.config.scaling_factor, self.vae_mode)
+        with self.base.vae_stage(pictures, self.vae_mode, decoder=True) as mode:
+            return decode(self.base.vae, latent / self.base.vae.config.scaling_factor, mode)
 
     def condition(self, pictures: Tensor) -> Tensor:
         """What IRControlNet sees of pictures, (N, 4, H/8, W/8): the mean of the VAE's posterior, scaled."""
-        with self._vae_stage(pictures, decoder=False):
-            mean, _ = encode(self.base.vae, pictures.mul(2).sub_(1), self.vae_mode)
+        with self.base.vae_stage(pictures, self.vae_mode, decoder=False) as mode:
+            mean, _ = encode(self.base.vae, pictures.mul(2).sub_(1), mode)
         return mean * float(self.base.vae.config.scaling_factor)
 
     def generate(self, condition: Tensor, texts: Sequence[str], noise: NoiseSource, pull: Guide | None = None) -> Tensor:
@@ -319,10 +324,6 @@ class DiffBIR(KeepsLastSteps, DiffusionRestorer):
         if not self._latent_tiled or min(height, width) < self.latent_tile:
             return None
         return published_tiles(height, width, tile=self.latent_tile, stride=self.latent_tile - self.latent_overlap)
-
-    def _vae_stage(self, pictures: Tensor, *, decoder: bool) -> contextlib.AbstractContextManager[None]:
-        pixels = pictures.shape[0] * pictures.shape[2] * pictures.shape[3]
-        return self.base.stage("vae", vae_bytes(self.base.vae, pixels, pictures.dtype.itemsize, decoder=decoder))
 
     def _at_a_time(self, positions: int) -> tuple[int, int]:
         """How many latents of so many positions the networks take in one call, and the bytes of working memory for it."""
@@ -392,3 +393,16 @@ class DiffBIR(KeepsLastSteps, DiffusionRestorer):
         tiled = self._latent_tiled or (isinstance(self.vae_mode, PublishedTiles) and self.vae_mode.encoder is not None)
         multiple = self.base.factor if tiled else WINDOW
         return F.pad(pictures, (0, -pictures.shape[-1] % multiple, 0, -pictures.shape[-2] % multiple))
+
+
+def _mapping(option: str, value: object, example: str, *, needed: str | None = None) -> dict[str, Any]:
+    """An option that is a mapping, as a dictionary.
+
+    Raises:
+        ConfigError: it is none, or lacks what is needed.
+    """
+    if not isinstance(value, Mapping) or (needed is not None and needed not in value):
+        raise ConfigError(
+            f"{option}={value!r:.60}: expected a mapping{f' with {needed}' if needed else ''}, such as {{{example}}}."
+        )
+    return dict(value)

@@ -15,7 +15,7 @@ from torch import Tensor
 from pnp_irib.convolution import in_fewer_products
 from pnp_irib.diffusion.base import EPS, StableDiffusion
 from pnp_irib.diffusion.latents import Cuts, LatentTiles, predict_in_tiles
-from pnp_irib.diffusion.offload import unet_bytes, vae_bytes
+from pnp_irib.diffusion.offload import unet_bytes
 from pnp_irib.diffusion.published import batch_of, eight_bits, enlarge, recolor, rounded, whole_scale
 from pnp_irib.diffusion.restorer import DiffusionRestorer, check_choices
 from pnp_irib.diffusion.schedule import KeepsLastSteps, leading, noised, sample, steps_of, trailing
@@ -237,16 +237,12 @@ class SeeSR(KeepsLastSteps, DiffusionRestorer):
             latent = sample(
                 latent, self.steps, predict, draw, kept=kept, stray_noise=self.compat is not None, each=self.on_step
             )
-        with self._vae_stage(pictures, decoder=True):
-            return decode(self.base.vae, latent / self.base.vae.config.scaling_factor, self.vae_mode)
+        with self.base.vae_stage(pictures, self.vae_mode, decoder=True) as mode:
+            return decode(self.base.vae, latent / self.base.vae.config.scaling_factor, mode)
 
     @property
     def _guided(self) -> bool:
         return self.guidance_scale > 1
-
-    def _vae_stage(self, pictures: Tensor, *, decoder: bool) -> contextlib.AbstractContextManager[None]:
-        pixels = pictures.shape[0] * pictures.shape[2] * pictures.shape[3]
-        return self.base.stage("vae", vae_bytes(self.base.vae, pixels, pictures.dtype.itemsize, decoder=decoder))
 
     def _start(self, pictures: Tensor, draw: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
         """The latent before the first step, (N, 4, H/8, W/8)."""
@@ -254,8 +250,8 @@ class SeeSR(KeepsLastSteps, DiffusionRestorer):
         latent = draw(shape)
         if self.start == "noise":
             return latent
-        with self._vae_stage(pictures, decoder=False):
-            mean, logvar = encode(self.base.vae, pictures * 2 - 1, self.vae_mode)
+        with self.base.vae_stage(pictures, self.vae_mode, decoder=False) as mode:
+            mean, logvar = encode(self.base.vae, pictures * 2 - 1, mode)
         known = sample_posterior(mean, logvar, draw(shape)) if self.compat else mean
         level = self.base.alphas[START_LEVEL].item() if self.compat else self.steps[0].alpha
         return noised(known * self.base.vae.config.scaling_factor, latent, level)

@@ -360,7 +360,7 @@ OWN_OPTIONS = {
 
 
 def restorer_options(texts: list[str] | None) -> dict[str, Any]:
-    """The values of ``--option``, as YAML reads them: numbers, true and false, null, else text."""
+    """The values of ``--option``, as YAML reads them: numbers, true and false, null, mappings in braces; else text."""
     import yaml
 
     options: dict[str, Any] = {}
@@ -374,7 +374,8 @@ def restorer_options(texts: list[str] | None) -> dict[str, Any]:
             read = yaml.safe_load(value)
         except yaml.YAMLError:
             read = value
-        options[name] = read if isinstance(read, int | float | bool | None) else value
+        mapping = value.startswith("{") and isinstance(read, dict)  # else words with a colon would be one
+        options[name] = read if value and (mapping or isinstance(read, int | float | bool | None)) else value
     return options
 
 

@@ -17,11 +17,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pnp_irib.diffusion.lora import active, adapter_names
-from pnp_irib.diffusion.offload import Offload
+from pnp_irib.diffusion.offload import Offload, vae_bytes
 from pnp_irib.diffusion.places import KNOWN, SD21_BASE, find_base
 from pnp_irib.diffusion.samplers.tables import Numbers, Prediction, alphas_of, scaled_linear_betas, zero_snr_betas
 from pnp_irib.diffusion.single_file import Heads, read_single_file
 from pnp_irib.diffusion.text import TextEmbedder
+from pnp_irib.diffusion.vae import VaeMode, mode_within
 from pnp_irib.errors import ConfigError, WeightsError
 from pnp_irib.hub import Origin, SourceFile
 from pnp_irib.runtime import BORROWING, require, store_channels_last
@@ -316,6 +317,22 @@ class StableDiffusion:
     def stage(self, name: str, working: int = 0) -> contextlib.AbstractContextManager[None]:
         """Have "text", "vae" or "unet" on the device inside; ``working`` is its working memory, bytes."""
         return contextlib.nullcontext() if self.offload is None else self.offload.stage(name, working)
+
+    @contextlib.contextmanager
+    def vae_stage(self, pictures: Tensor, mode: VaeMode, *, decoder: bool) -> Iterator[VaeMode]:
+        """Have the VAE on the device inside; gives the mode that it is to work in.
+
+        Args:
+            pictures: that go in, or are of the shape and dtype of what comes out.
+            mode: "strips" gives way to tiles where a limit on the memory leaves no room for them.
+            decoder: which half works.
+        """
+        pixels, size = pictures[:, 0].numel(), pictures.dtype.itemsize
+        working = vae_bytes(self.vae, pixels, size, decoder=decoder)
+        if self.offload is not None and mode == "strips":
+            mode, working = mode_within(self.vae, pixels, size, decoder=decoder, room=self.offload.room("vae"))
+        with self.stage("vae", working):
+            yield mode
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Embeddings (N, length, width) of texts, see `TextEmbedder`."""

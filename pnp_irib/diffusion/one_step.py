@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pnp_irib.convolution import in_fewer_products
 from pnp_irib.diffusion.latents import Cuts, LatentTiles, predict_in_tiles
-from pnp_irib.diffusion.offload import unet_bytes, vae_bytes
+from pnp_irib.diffusion.offload import unet_bytes
 from pnp_irib.diffusion.vae import VaeMode, decode, encode, sample_posterior
 
 if TYPE_CHECKING:
@@ -67,9 +67,9 @@ def one_step(
         vae_mode: how the VAE works on large pictures. In strips, the UNet's convolutions take fewer products as well.
         stray_noise: add the 1e-10 of a second draw, as the scheduler of the published code does.
     """
-    size, pixels = pictures.dtype.itemsize, pictures.shape[0] * pictures.shape[2] * pictures.shape[3]
-    with base.stage("vae", vae_bytes(base.vae, pixels, size, decoder=False)):
-        mean, logvar = encode(base.vae, pictures, vae_mode)
+    size = pictures.dtype.itemsize
+    with base.vae_stage(pictures, vae_mode, decoder=False) as mode:
+        mean, logvar = encode(base.vae, pictures, mode)
     sample = mean if draw is None else sample_posterior(mean, logvar, draw(tuple(mean.shape)))
     latent = sample * base.vae.config.scaling_factor
     times = torch.full((1,), timestep, device=latent.device)
@@ -89,6 +89,6 @@ def one_step(
     denoised = (latent - (1 - alpha) ** 0.5 * noise) / alpha**0.5
     if stray_noise and draw is not None:
         denoised = denoised + 1e-10 * draw(tuple(denoised.shape))
-    with base.stage("vae", vae_bytes(base.vae, pixels, size, decoder=True)):
-        picture = decode(base.vae, denoised.to(latent.dtype) / base.vae.config.scaling_factor, vae_mode)
+    with base.vae_stage(pictures, vae_mode, decoder=True) as mode:
+        picture = decode(base.vae, denoised.to(latent.dtype) / base.vae.config.scaling_factor, mode)
     return OneStepResult(latent, noise, denoised, picture.to(pictures.dtype))

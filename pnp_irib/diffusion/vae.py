@@ -7,13 +7,20 @@ from typing import Any, Literal, TypeAlias, cast
 import torch
 from torch import Tensor
 
+from pnp_irib.diffusion.vae_bounded import (
+    BoundedTiles,
+    decoded_in_bounded_tiles,
+    encoded_in_bounded_tiles,
+    mode_within,
+)
 from pnp_irib.diffusion.vae_published import PublishedTiles, decoded_in_tiles, encoded_in_tiles
 from pnp_irib.diffusion.vae_strips import decoded_in_strips, encoded_in_strips
 
-__all__ = ["PublishedTiles", "VaeMode", "decode", "encode", "sample_posterior"]
+__all__ = ["BoundedTiles", "PublishedTiles", "VaeMode", "decode", "encode", "mode_within", "sample_posterior"]
 
-VaeMode: TypeAlias = Literal["whole", "strips"] | PublishedTiles
-"""In one piece; in strips, with the same result in less memory; or in tiles as published code has it."""
+VaeMode: TypeAlias = Literal["whole", "strips"] | BoundedTiles | PublishedTiles
+"""In one piece; in strips, with the same result in less memory; in tiles, with about the same result in as little memory as
+one likes; or in tiles as published code has it."""
 
 LOGVAR_RANGE = (-30.0, 20.0)
 
@@ -30,8 +37,10 @@ def encode(vae: Any, pictures: Tensor, mode: VaeMode = "whole") -> tuple[Tensor,
         hidden = vae.encoder(pictures)
     elif mode == "strips":
         hidden = encoded_in_strips(vae.encoder, pictures)
+    elif isinstance(mode, BoundedTiles):
+        hidden = encoded_in_bounded_tiles(vae.encoder, pictures, mode, _factor(vae))
     else:
-        hidden = encoded_in_tiles(vae.encoder, pictures, mode, 2 ** (len(vae.encoder.down_blocks) - 1))
+        hidden = encoded_in_tiles(vae.encoder, pictures, mode, _factor(vae))
     if getattr(vae, "quant_conv", None) is not None:
         hidden = vae.quant_conv(hidden.to(pictures.dtype))
     mean, logvar = hidden.chunk(2, 1)
@@ -57,4 +66,11 @@ def decode(vae: Any, latents: Tensor, mode: VaeMode = "whole") -> Tensor:
         return cast(Tensor, vae.decoder(latents))
     if mode == "strips":
         return decoded_in_strips(vae.decoder, latents)
-    return decoded_in_tiles(vae.decoder, latents, mode, 2 ** (len(vae.decoder.up_blocks) - 1))
+    if isinstance(mode, BoundedTiles):
+        return decoded_in_bounded_tiles(vae.decoder, latents, mode, _factor(vae))
+    return decoded_in_tiles(vae.decoder, latents, mode, _factor(vae))
+
+
+def _factor(vae: Any) -> int:
+    """Pixels on a side of one latent pixel."""
+    return 1 << (len(vae.decoder.up_blocks) - 1)

@@ -17,24 +17,44 @@ from torch import Tensor, nn
 from pnp_irib.convolution import fewer_products, is_hooked, is_plain
 from pnp_irib.runtime import widest_float
 
-__all__ = ["decoded_in_strips", "encoded_in_strips"]
+__all__ = ["FeatureMap", "Scope", "decoded_in_strips", "encoded_in_strips"]
 
 STRIP_ELEMENTS = {"cpu": 2**20, "cuda": 2**27}  # of a strip of a feature map
 
 
-class _Map:
+class Scope:
+    """What normalisation and attention look at: this one at each picture by itself, as the modules do.
+
+    Attributes:
+        counts: whether the moments of feature maps are asked for.
+    """
+
+    counts = True
+
+    def moments(self, norm: nn.GroupNorm, x: FeatureMap) -> tuple[Tensor, Tensor]:
+        """Mean and variance that a map is normalised with, (N or 1, groups) each."""
+        return x.moments(norm.num_groups)
+
+    def attended(self, attention: Any, x: FeatureMap) -> Tensor:
+        """What an attention makes of a map, (N, C, H, W)."""
+        seen: Tensor = attention(x.pixels)
+        return seen
+
+
+class FeatureMap:
     """A feature map that is written strip by strip, and the moments of its channels."""
 
-    def __init__(self, pixels: Tensor) -> None:
-        self.pixels = pixels
+    def __init__(self, pixels: Tensor, scope: Scope) -> None:
+        self.pixels, self.scope = pixels, scope
         self._count = 0
         self._mean = torch.zeros(pixels.shape[:2], dtype=widest_float(pixels.device), device=pixels.device)
         self._square = self._mean.clone()  # sum of squared distances from the mean
 
     @classmethod
-    def like(cls, x: Tensor, channels: int, height: int, width: int) -> _Map:
+    def like(cls, x: Tensor, scope: Scope, channels: int, height: int, width: int) -> FeatureMap:
+        """A map to be written, of the dtype and on the device of ``x``."""
         shape = (x.shape[0], channels, height, width)
-        return cls(torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last))
+        return cls(torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last), scope)
 
     def write(self, strip: Tensor, top: int) -> None:
         """Put a strip in place; each row once."""
@@ -43,6 +63,8 @@ class _Map:
 
     def count(self, strip: Tensor) -> None:
         """Add the moments of a strip (Chan, Golub and LeVeque, 1979)."""
+        if not self.scope.counts:
+            return
         strip = strip.float() if strip.dtype.itemsize < 4 else strip
         average = strip.mean((2, 3), keepdim=True)  # torch.var_mean is many times slower on this layout
         square = (strip - average).square_().sum((2, 3)).to(self._mean.dtype)
@@ -53,23 +75,37 @@ class _Map:
         self._mean += distance * (number / total)
         self._count = total
 
-    def factors(self, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
-        """Scale and shift of each channel that normalise the map, (N, C, 1, 1)."""
-        means = self._mean.unflatten(1, (norm.num_groups, -1))
+    def moments(self, groups: int) -> tuple[Tensor, Tensor]:
+        """Mean and variance of groups of channels, (N, groups) each."""
+        means = self._mean.unflatten(1, (groups, -1))
         mean = means.mean(2, keepdim=True)
         inside = (self._square / self._count).unflatten(1, means.shape[1:])
-        variance = (inside + (means - mean).square()).mean(2, keepdim=True)
-        inverse = torch.rsqrt(variance + norm.eps).expand_as(means).flatten(1)
-        scale = inverse * norm.weight.to(inverse.dtype)
-        shift = norm.bias.to(inverse.dtype) - mean.expand_as(means).flatten(1) * scale
+        variance = (inside + (means - mean).square()).mean(2)
+        return mean[..., 0], variance
+
+    def normalised_by(self, norm: nn.GroupNorm) -> Callable[[int, int], Tensor]:
+        """Gives rows of the map behind a normalisation."""
+        mean, variance = self.scope.moments(norm, self)
+        channels = norm.num_channels // norm.num_groups
+        scale = torch.rsqrt(variance + norm.eps).repeat_interleave(channels, 1) * norm.weight.to(variance.dtype)
+        shift = norm.bias.to(variance.dtype) - mean.repeat_interleave(channels, 1) * scale
         wide = torch.promote_types(self.pixels.dtype, torch.float32)
-        return scale.to(wide)[..., None, None], shift.to(wide)[..., None, None]
+        scale, shift = (factor.to(wide)[..., None, None] for factor in (scale, shift))
+
+        def rows(top: int, bottom: int) -> Tensor:
+            strip = self.pixels[:, :, top:bottom]
+            return torch.addcmul(shift, strip.to(wide), scale).to(strip.dtype)
+
+        return rows
+
+
+EACH_BY_ITSELF = Scope()
 
 
 @torch.no_grad()
-def encoded_in_strips(encoder: Any, pictures: Tensor) -> Tensor:
+def encoded_in_strips(encoder: Any, pictures: Tensor, scope: Scope = EACH_BY_ITSELF) -> Tensor:
     """What the encoder makes of pictures (N, 3, H, W), before the layer that splits it into moments."""
-    x = _convolved(encoder.conv_in, pictures)
+    x = _convolved(encoder.conv_in, pictures, scope)
     for block in encoder.down_blocks:
         for resnet in block.resnets:
             x = _resnet(resnet, x)
@@ -79,9 +115,9 @@ def encoded_in_strips(encoder: Any, pictures: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def decoded_in_strips(decoder: Any, latents: Tensor) -> Tensor:
+def decoded_in_strips(decoder: Any, latents: Tensor, scope: Scope = EACH_BY_ITSELF) -> Tensor:
     """What the decoder makes of latents (N, C, h, w)."""
-    x = _middle(decoder.mid_block, _convolved(decoder.conv_in, latents))
+    x = _middle(decoder.mid_block, _convolved(decoder.conv_in, latents, scope))
     for block in decoder.up_blocks:
         for resnet in block.resnets:
             x = _resnet(resnet, x)
@@ -123,35 +159,37 @@ def _convolve(layer: Layer, part: Callable[[int, int], Tensor], top: int, bottom
     return layer(part(start, end), top - start, end - bottom)
 
 
-def _convolved(conv: Any, x: Tensor) -> _Map:
-    out = _Map.like(x, conv.weight.shape[0], *x.shape[-2:])
+def _convolved(conv: Any, x: Tensor, scope: Scope) -> FeatureMap:
+    out = FeatureMap.like(x, scope, conv.weight.shape[0], *x.shape[-2:])
     layer = _layer(conv, *x.shape[-2:])
     for top, bottom in _strips(x, max(conv.weight.shape[:2])):
         out.write(_convolve(layer, lambda a, b: x[:, :, a:b], top, bottom, x.shape[2]), top)
     return out
 
 
-def _activated(x: _Map, norm: nn.GroupNorm, activation: nn.Module) -> Callable[[int, int], Tensor]:
+def _activated(x: FeatureMap, norm: nn.GroupNorm, activation: nn.Module) -> Callable[[int, int], Tensor]:
     """Gives rows of the normalised and activated map."""
-    scale, shift = x.factors(norm)
+    normal = x.normalised_by(norm)
 
     def rows(top: int, bottom: int) -> Tensor:
-        strip = x.pixels[:, :, top:bottom]
-        normal = torch.addcmul(shift, strip.to(scale.dtype), scale).to(strip.dtype)
-        return F.silu(normal, inplace=True) if isinstance(activation, nn.SiLU) else activation(normal)
+        strip = normal(top, bottom)
+        return F.silu(strip, inplace=True) if isinstance(activation, nn.SiLU) else activation(strip)
 
     return rows
 
 
-def _resnet(block: Any, x: _Map) -> _Map:
+def _resnet(block: Any, x: FeatureMap) -> FeatureMap:
     height, width = x.pixels.shape[-2:]
-    hidden = _Map.like(x.pixels, block.conv1.weight.shape[0], height, width)
+    hidden = FeatureMap.like(x.pixels, x.scope, block.conv1.weight.shape[0], height, width)
     given = _activated(x, block.norm1, block.nonlinearity)
     layer = _layer(block.conv1, height, width)
     for top, bottom in _strips(x.pixels, max(block.conv1.weight.shape[:2])):
         hidden.write(_convolve(layer, given, top, bottom, height), top)
     # The residual has no neighbours to read, so that the result can take the place of the input.
-    out = _Map(x.pixels) if block.conv_shortcut is None else _Map.like(x.pixels, hidden.pixels.shape[1], height, width)
+    if block.conv_shortcut is None:
+        out = FeatureMap(x.pixels, x.scope)
+    else:
+        out = FeatureMap.like(x.pixels, x.scope, hidden.pixels.shape[1], height, width)
     given = _activated(hidden, block.norm2, block.nonlinearity)
     layer = _layer(block.conv2, height, width)
     for top, bottom in _strips(hidden.pixels, max(block.conv2.weight.shape[:2])):
@@ -174,22 +212,21 @@ def _pointwise(conv: Any, x: Tensor) -> Tensor:
     return F.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
 
 
-def _middle(block: Any, x: _Map) -> _Map:
+def _middle(block: Any, x: FeatureMap) -> FeatureMap:
     x = _resnet(block.resnets[0], x)
     for attention, resnet in zip(block.attentions, block.resnets[1:], strict=True):
         if attention is not None:
-            seen = attention(x.pixels)
-            x = _Map(seen)
-            x.count(seen)
+            x = FeatureMap(x.scope.attended(attention, x), x.scope)
+            x.count(x.pixels)
         x = _resnet(resnet, x)
     return x
 
 
-def _upsampled(layer: Any, x: _Map) -> _Map:
+def _upsampled(layer: Any, x: FeatureMap) -> FeatureMap:
     pixels = x.pixels
     height, width = pixels.shape[-2:]
     made = layer.conv.weight.shape[0]
-    out = _Map.like(pixels, made, 2 * height, 2 * width)
+    out = FeatureMap.like(pixels, x.scope, made, 2 * height, 2 * width)
     corners = _corners(layer)
     for top, bottom in _strips(pixels, 4 * max(layer.conv.weight.shape[:2])):
         start, end = max(0, top - 1), min(height, bottom + 1)
@@ -223,17 +260,17 @@ def _corners(layer: Any) -> Tensor | None:
     return wide.flatten(0, 2).contiguous(memory_format=torch.channels_last)
 
 
-def _downsampled(layer: Any, x: _Map) -> _Map:
+def _downsampled(layer: Any, x: FeatureMap) -> FeatureMap:
     """The layer pads right and below only: the row behind a strip is what it reads beyond it."""
     pixels = x.pixels
     height, width = pixels.shape[-2] // 2, pixels.shape[-1] // 2
-    out = _Map.like(pixels, layer.conv.weight.shape[0], height, width)
+    out = FeatureMap.like(pixels, x.scope, layer.conv.weight.shape[0], height, width)
     for top, bottom in _strips(pixels[:, :, ::2], 2 * max(layer.conv.weight.shape[:2])):
         out.write(layer(pixels[:, :, 2 * top : 2 * bottom + 1])[:, :, : bottom - top], top)
     return out
 
 
-def _last(network: Any, x: _Map) -> Tensor:
+def _last(network: Any, x: FeatureMap) -> Tensor:
     given = _activated(x, network.conv_norm_out, network.conv_act)
     layer = _layer(network.conv_out, *x.pixels.shape[-2:])
     strips = [

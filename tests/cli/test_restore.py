@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pnp_irib.cli.main import restorer_options
 from pnp_irib.projectors import PixelProjector
 from pnp_irib.projectors.pixel import PixelArchitecture
 from tests.cli.run import COMMAND, ENVIRONMENT, FAST, Crop, files, pnp, restore, size
@@ -364,6 +365,22 @@ def test_a_restorer_of_another_package_needs_no_options(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "b.png") as image:
         assert image.size == (10, 8)
+
+
+def test_options_are_read_as_yaml() -> None:
+    given = {
+        "steps=10": 10,
+        "memory=0.5": 0.5,
+        "tiled=true": True,
+        "start=null": None,
+        "guidance={scale: 0.05, loss: mse}": {"scale": 0.05, "loss": "mse"},
+        "words=": "",  # no words are not the usual ones
+        "words=a cat: black": "a cat: black",
+        "words={cat": "{cat",
+        "tags=[a, b]": "[a, b]",
+    }
+    for text, expected in given.items():
+        assert restorer_options([text]) == {text.partition("=")[0]: expected}
 
 
 def test_colours_are_matched_on_request(crop: Crop, tmp_path: Path) -> None:

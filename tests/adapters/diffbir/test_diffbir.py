@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -187,6 +188,19 @@ def test_gradients_are_those_of_finite_differences() -> None:
     assert not [p for module in modules for p in module.parameters() if p.requires_grad or p.grad is not None]
 
 
+def test_half_precision_comes_close() -> None:
+    lq = picture(16, 24)
+    expected = restored(lq, guidance_scale=1.5)
+    options: dict[str, Any] = {"process_size": 64, "num_inference_steps": 2, "guidance_scale": 1.5, "dtype": "float32"}
+    small = DiffBIR(*copy.deepcopy(build()), loaded_cleaner(), **options).to(dtype="bfloat16")
+    assert {p.dtype for module in (*small.base.modules, small.networks) for p in module.parameters()} == {torch.bfloat16}
+    assert small.cleaner.dtype == torch.float32
+    with torch.no_grad():
+        found = small.restore(lq, noise=SeededNoise([0]))
+    assert found.dtype == torch.float32
+    assert (found - expected).abs().mean() < 0.02 < 0.1 < (restored(lq, seed=1) - expected).abs().mean()
+
+
 def test_versions_have_their_settings() -> None:
     base, networks = build()
     first = loaded_cleaner()
@@ -201,6 +215,7 @@ def test_versions_have_their_settings() -> None:
         assert older.texts(2, None) == ["", ""]
         assert older.spec.lq_profile is not None
         assert older.spec.lq_profile.name == "codeformer"
+        assert older.spec.title == f"DiffBIR {version} (denoise)"
     names = {
         (version, task): [f.name for f in DiffBIR(*build(version), first, version=version, task=task).spec.weights]
         for version in ("v2.1", "v2", "v1")
@@ -271,12 +286,17 @@ def test_other_degradations_of_a_projector_are_told() -> None:
         ({"sampler": "euler"}, "no sampler 'euler'"),
         ({"sampler_options": {"churn": 1}}, "no 'churn'; expected s_churn"),
         ({"sampler": "spaced", "sampler_options": {"eta": 0.5}}, "spaced does not take eta=0.5"),
+        ({"sampler_options": "eta"}, "sampler_options='eta': expected a mapping, such as {eta: 0.5}"),
+        ({"guidance_scale": -1}, "guidance_scale=-1: expected"),
+        ({"num_inference_steps": 0}, "num_inference_steps=0: expected"),
         ({"noise_augmentation": 1000}, "noise_augmentation"),
         ({"cleaner_tile": 256}, "cleaner_tile is for compat"),
         ({"vae_tiles": PublishedTiles()}, "vae_tiles are for compat"),
         ({"compat": "upstream", "sampler": "ddim", "num_inference_steps": 3}, "the published ddim"),
         ({"compat": "upstream", "restoration_guidance": {"scale": 1}}, "the published restoration guidance is for"),
         ({"restoration_guidance": {"scale": 1, "spaces": "rgb"}}, "restoration_guidance has no option 'spaces'"),
+        ({"restoration_guidance": 0.05}, "restoration_guidance=0.05: expected a mapping with scale"),
+        ({"restoration_guidance": {"loss": "mse"}}, "expected a mapping with scale, such as {scale: 0.05}"),
         ({"version": "v2"}, "DiffBIR v2 needs a base model of"),
     ],
 )

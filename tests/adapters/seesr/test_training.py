@@ -33,7 +33,7 @@ def test_a_projector_is_trained_through_it(shared_dir: Path, tmp_path: Path, cap
         "mixture": [{"profile": "extreme", "share": 1, "gate": 1}],
         "restorer": "seesr",
         "through": {"name": "seesr", "options": options | {"process_size": 32, "num_inference_steps": 2}},
-        "objective": {"lq": 0, "hq": 1.0},
+        "objective": {"lq": 0, "hq": 1.0, "gate": 0},
         "gradient_steps": 1,
         "steps": 2,
         "checkpoint_every": 1,
