@@ -74,6 +74,7 @@ class LatentPriorConfig(_PriorConfig):
 
     family: Literal["latent"] = "latent"
     base: str | None = Field(default=None, description="Stable Diffusion, as a folder or hf-hub: name; None: the projector's")
+    prediction: Literal["eps", "v"] = Field(default="eps", description="what the UNet of ``base`` predicts: the noise, or v")
     guidance: float = Field(default=7.5, ge=0, description="of the frozen denoiser, for sds and vsd")
     negative: str = Field(default="", description="prompt that guidance leads away from")
     timesteps: tuple[int, int] = Field(default=(20, 980), description="range that timesteps are drawn from")

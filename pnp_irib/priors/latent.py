@@ -106,4 +106,7 @@ class LatentPrior:
         found: Tensor = self.base.unet(
             latents.to(self.base.dtype), timesteps, encoder_hidden_states=embedding.to(self.base.dtype)
         ).sample
-        return found
+        if self.base.noise.prediction == "eps":
+            return found
+        alphas = self.base.alphas.to(found)[timesteps][:, None, None, None]
+        return alphas.sqrt() * found + (1 - alphas).sqrt() * latents.to(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pnp_irib.diffusion.base import StableDiffusion, known_as
+from pnp_irib.diffusion.base import NoiseSchedule, StableDiffusion, known_as
 from pnp_irib.errors import ConfigError
 from pnp_irib.priors.base import LatentPriorConfig, PixelPriorConfig, Prior
 from pnp_irib.priors.denoiser import PixelDenoiser
@@ -32,8 +32,11 @@ def load_prior(
     if isinstance(config, PixelPriorConfig):
         return PixelPrior(config, PixelDenoiser.from_pretrained(config.denoiser).to(device).requires_grad_(False))
     lent = base is not None and base.fingerprint is not None  # else its weights were changed for good
-    if base is not None and lent and (config.base is None or known_as(config.base) == base.place):
+    same = base is not None and known_as(config.base or base.place) == base.place
+    if base is not None and lent and same and (config.base is None or base.noise.prediction == config.prediction):
         return LatentPrior(config, base)
     if config.base is None:
         raise ConfigError("prior.base is not set, and there is no Stable Diffusion to share as it was made; name one.")
-    return LatentPrior(config, StableDiffusion.load(config.base).to(torch.device(device)))
+    return LatentPrior(
+        config, StableDiffusion.load(config.base, noise=NoiseSchedule(config.prediction)).to(torch.device(device))
+    )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from pnp_irib.diffusion.base import StableDiffusion
-from pnp_irib.errors import InputError
+from pnp_irib.diffusion.base import NoiseSchedule, StableDiffusion
+from pnp_irib.errors import InputError, WeightsError
 from pnp_irib.priors import LatentPrior, LatentPriorConfig, load_prior
 from pnp_irib.prompts import Prompt
 from tests.golden import golden_folder, missing
@@ -95,3 +97,30 @@ def test_the_base_is_shared_where_it_is_the_same(base: StableDiffusion) -> None:
     assert isinstance(other, LatentPrior)
     assert other.base is not base
     assert other.base.fingerprint == base.fingerprint
+
+
+def test_v_is_turned_into_noise(base: StableDiffusion, tmp_path: Path) -> None:
+    latents, times = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([30, 700])
+    words = base.embed(["a cat", ""])
+    with torch.no_grad():
+        v = LatentPrior(LatentPriorConfig(kind="sds"), base)._frozen(latents, times, words)
+        base.noise = NoiseSchedule("v")
+        noise = LatentPrior(LatentPriorConfig(kind="sds"), base)._frozen(latents, times, words)
+    alphas = base.alphas[times][:, None, None, None]
+    picture = (latents - (1 - alphas).sqrt() * noise) / alphas.sqrt()
+    torch.testing.assert_close(alphas.sqrt() * noise - (1 - alphas).sqrt() * picture, v, atol=1e-3, rtol=1e-4)
+    # A base that says so is loaded as such, and the other way round refused.
+    folder = tmp_path / "sd21"
+    folder.mkdir()
+    for part in Path(PLACE).iterdir():
+        if part.name != "scheduler":
+            (folder / part.name).symlink_to(part)
+    (folder / "scheduler").mkdir()
+    facts = json.loads((Path(PLACE) / "scheduler" / "scheduler_config.json").read_text())
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(facts | {"prediction_type": "v_prediction"}))
+    config = {"base": str(folder), "kind": "sds"}
+    prior = load_prior(LatentPriorConfig.model_validate(config | {"prediction": "v"}))
+    assert isinstance(prior, LatentPrior)
+    assert prior.base.noise == NoiseSchedule("v")
+    with pytest.raises(WeightsError, match="predicts 'v_prediction'; expected 'epsilon'"):
+        load_prior(LatentPriorConfig.model_validate(config))
