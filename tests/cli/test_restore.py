@@ -203,7 +203,7 @@ def test_usage_errors_without_inputs(tmp_path: Path) -> None:
 
 
 def running(given: Path, out: Path) -> subprocess.Popen[str]:
-    """A run over many pictures that has finished at least two; on a busy machine it has to wait for this test, not the reverse."""
+    """A run over many pictures that has finished at least two; on a busy machine it waits for the test, not the reverse."""
     process = subprocess.Popen(
         ["nice", "-n", "19", COMMAND, "restore", str(given), "-o", str(out), *FAST],
         stdout=subprocess.PIPE,

@@ -25,7 +25,7 @@ from tests.golden import Case, cases_of, check, missing
 
 KINDS = {"stage2": 59, "pipeline": 9, "gradient": 2, "wavelet": 3}
 OF_FILES = {"BSRNet.pth": "bsrnet", "scunet_color_real_psnr.pth": "scunet"}  # others are SwinIR
-SLOW = {"pipe_v1_sr", "pipe_v1_denoise", "pipe_v21_denoise", "pipe_v21_sr", "pipe_v21_face"}  # of stages tested by themselves
+FAST = {"pipe_v21_sr_tiled", "pipe_v2_sr"}  # the others are of stages that are tested by themselves
 CROPPED = {"tiled_all": (60, 100, 100, 148)}  # rows and columns that are recorded
 
 
@@ -117,7 +117,7 @@ def test_second_stage(case: Case | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(*p.values, id=p.id, marks=pytest.mark.slow if p.id in SLOW else ()) for p in some("pipeline")]
+    "case", [pytest.param(*p.values, id=p.id, marks=() if p.id in FAST else pytest.mark.slow) for p in some("pipeline")]
 )
 def test_both_stages(case: Case | None, monkeypatch: pytest.MonkeyPatch) -> None:
     if case is None:
