@@ -12,6 +12,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
+from pnp_irib.convolution import FEWEST_PRODUCTS, MOST_TILES
+from pnp_irib.diffusion.vae_strips import STRIP_ELEMENTS
+
 __all__ = ["Offload", "unet_bytes", "vae_bytes"]
 
 
@@ -71,9 +74,17 @@ def _weights(module: nn.Module) -> int:
 
 
 def vae_bytes(vae: nn.Module, pixels: int, itemsize: int, *, decoder: bool) -> int:
-    """Working memory of the VAE in strips: the feature maps at full size that are whole at a time, as measured."""
-    first, second = vae.config.block_out_channels[:2]  # type: ignore[union-attr, index]
-    return int(1.15 * pixels * itemsize * (second + 2 * first if decoder else 2.5 * first))
+    """Working memory of the VAE in strips, beside the pictures, as measured on CPUs.
+
+    These are the feature maps at full size that are whole at a time, some strips, and a kernel for Winograd's products with
+    the blocks that it goes over.
+    """
+    channels: tuple[int, ...] = vae.config.block_out_channels  # type: ignore[union-attr, assignment]
+    first, second, widest = channels[0], channels[1], channels[-1]
+    maps = pixels * (second + 2 * first if decoder else 2 * first)
+    strips = 5 * min(STRIP_ELEMENTS["cpu"], pixels * first)
+    kernels = 36 * widest * (widest + 3 * MOST_TILES) if itemsize == 4 and widest**2 >= FEWEST_PRODUCTS else 0
+    return itemsize * (maps + strips + kernels)
 
 
 def unet_bytes(unet: nn.Module, positions: int, itemsize: int) -> int:

@@ -8,6 +8,7 @@ what lies around it, no seams arise; the result is that of the whole picture but
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -72,13 +73,16 @@ def mode_within(
     Returns:
         Strips, where these fit. Else tiles as large as fit; where none do, the smallest, which take more than ``room``.
     """
-    needed = vae_bytes(vae, pixels, itemsize, decoder=decoder)
-    if needed <= room:
-        return "strips", needed
+
+    def needed(pixels: int) -> int:
+        return vae_bytes(vae, pixels, itemsize, decoder=decoder)
+
+    if needed(pixels) <= room:
+        return "strips", needed(pixels)
     factor: int = 1 << (len(vae.config.block_out_channels) - 1)  # type: ignore[union-attr, arg-type]
     least = (LEAST + 2 * HALO) ** 2 * factor**2
-    held = max(least, int(pixels * room / needed))
-    return BoundedTiles(held), vae_bytes(vae, held, itemsize, decoder=decoder)
+    held = max(min(least, pixels), bisect.bisect_right(range(pixels), room, key=needed) - 1)
+    return BoundedTiles(held), needed(held)
 
 
 _Run: TypeAlias = Callable[[Tensor, Scope], Tensor]
@@ -123,20 +127,21 @@ def _crops(height: int, width: int, area: int) -> Iterator[list[_Box]]:
 
     A batch has the cells of every second row and column, so that it is a sample of the whole picture by itself.
     """
-    count = max(4, area // CROP**2)
-    rows = min(count, max(1, round(math.sqrt(count * height / width))))
-    columns = count // rows
-    side = math.isqrt(area // (rows * columns))
-    tall, wide = _crop(height, side, 2 * rows), _crop(width, side, 2 * columns)
+    side = min(CROP, math.isqrt(area // 4))
+    tall, wide = min(side, height), min(side, width)
+    count = area // (tall * wide)
+    rows = min(count, max(1, round(math.sqrt(count * height / tall * wide / width))), math.ceil(height / tall / 2))
+    columns = min(count // rows, math.ceil(width / wide / 2))
+    tall, wide = _no_longer_than_cells(height, tall, 2 * rows), _no_longer_than_cells(width, wide, 2 * columns)
     tops, lefts = _middles(height, tall, 2 * rows), _middles(width, wide, 2 * columns)
     for down in range(2):
         for right in range(2):
             yield [(top, top + tall, left, left + wide) for top in tops[down::2] for left in lefts[right::2]]
 
 
-def _crop(length: int, side: int, count: int) -> int:
-    """Side of crops; no longer than a cell where these are long enough."""
-    return min(side, length, max(SMALLEST_CROP, math.ceil(length / count)))
+def _no_longer_than_cells(length: int, side: int, cells: int) -> int:
+    """Side of crops, where the cells are not too short."""
+    return min(side, max(SMALLEST_CROP, math.ceil(length / cells)))
 
 
 def _middles(length: int, side: int, count: int) -> list[int]:
