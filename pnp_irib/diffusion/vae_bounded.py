@@ -1,16 +1,17 @@
 """The VAE of Stable Diffusion in tiles, for pictures whose feature maps do not even fit into memory in strips.
 
 A normalisation takes the moments of the whole picture, and attention reads all of it; a tile has neither. Both are taken from
-a sample: crops from all over the picture, as many as fit at a time, which are worked on as one picture. Then one tile after
-the other goes by the moments, keys and values of the sample. Since these are the same for all tiles, and since a tile reads
-what lies around it, no seams arise; the result is that of the whole picture but for the chance of the sample.
+a sample: batches of crops from all over the picture, as many in a batch as fit, each of which is worked on as one picture.
+Then one tile after the other goes by the moments, keys and values of all of them. Since these are the same for all tiles, and
+since a tile reads what lies around it, no seams arise; the result is that of the whole picture but for the chance of the sample.
 """
 
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -21,16 +22,17 @@ from pnp_irib.diffusion.offload import vae_bytes
 from pnp_irib.diffusion.vae_attention import attend, queries_keys_values
 from pnp_irib.diffusion.vae_strips import FeatureMap, Scope, decoded_in_strips, encoded_in_strips
 from pnp_irib.errors import ConfigError
-from pnp_irib.images.tiling import plan_tiles
+from pnp_irib.images.tiling import Tile, plan_tiles
 from pnp_irib.runtime import give_memory_back
 
 __all__ = ["BoundedTiles", "decoded_in_bounded_tiles", "encoded_in_bounded_tiles", "mode_within"]
 
-# All in latent pixels.
-HALO = 8  # ours: with the statistics of the whole picture, tiles then are the whole picture up to 1e-3 of its contrast
+# All ours, in latent pixels.
+HALO = 8  # of a tile: with the statistics of the whole picture, tiles are the whole picture up to 1e-3 of its contrast
 LEAST = 8  # side of a tile without its halo
-CROP = 24  # side; ours: larger ones are fewer and tell less of the picture, smaller ones have more borders that it has not
-SMALLEST_CROP = 16
+CELL = 16  # side of a crop without its margin; the smaller, the more of them a batch has and the more it is like the picture
+MARGIN = 2  # of a crop: what the borders of crops change is not counted
+BATCHES = 8  # at most; more would take longer than they help
 
 
 @dataclass(frozen=True)
@@ -96,17 +98,18 @@ def _each(run: _Run, x: Tensor, mode: BoundedTiles, reduced: int, enlarged: int)
     height, width = (side // reduced for side in x.shape[-2:])
     result: Tensor | None = None
     for number, picture in enumerate(x.split(1)):
-        sample = _Sample()
-        for crops in _crops(height, width, area):
-            run(torch.cat([_cut(picture, crop, reduced) for crop in crops]), sample)
+        batches = _batches(height, width, area)
+        counted = sum(map(_area, itertools.chain(*batches)))
+        samples = [_Sample(crops, step=math.ceil(math.sqrt(counted / area))) for crops in batches]
+        for crops, sample in zip(batches, samples, strict=True):
+            run(torch.cat([_cut(picture, crop.read, reduced) for crop in crops]), sample)
             give_memory_back()
-        scope = sample.scope()
+        scope = _Known(samples)
         for core, read in plan_tiles(height, width, tile=math.isqrt(area) - 2 * HALO, halo=HALO):
             part = run(_cut(picture, read, reduced), scope)
             if result is None:
                 result = part.new_empty((len(x), part.shape[1], height * enlarged, width * enlarged))
-            inside = (core[0] - read[0], core[1] - read[0], core[2] - read[2], core[3] - read[2])
-            _cut(result[number : number + 1], core, enlarged).copy_(_cut(part, inside, enlarged))
+            _cut(result[number : number + 1], core, enlarged).copy_(_cut(part, _inside(core, read), enlarged))
             del part
             give_memory_back()  # tiles of several sizes would pile up
     assert result is not None
@@ -122,69 +125,98 @@ def _cut(x: Tensor, box: _Box, factor: int) -> Tensor:
     return x[..., top:bottom, left:right]
 
 
-def _crops(height: int, width: int, area: int) -> Iterator[list[_Box]]:
-    """Four batches of crops of one size, no more than ``area`` each, in the middle of the cells of a grid.
+def _inside(core: _Box, read: _Box) -> _Box:
+    """A core in what is read for it."""
+    return core[0] - read[0], core[1] - read[0], core[2] - read[2], core[3] - read[2]
 
-    A batch has the cells of every second row and column, so that it is a sample of the whole picture by itself.
+
+def _area(crop: Tile) -> int:
+    top, bottom, left, right = crop.core
+    return (bottom - top) * (right - left)
+
+
+def _batches(height: int, width: int, area: int) -> list[list[Tile]]:
+    """Crops of one size, which read up to ``area`` in a batch. Each batch is spread over the picture, as are all together.
+
+    They are the cells of a grid, in the order of a low-discrepancy sequence in two dimensions (Roberts, The unreasonable
+    effectiveness of quasirandom sequences, 2018), so that a batch has its share of each row and column, thus of the borders.
     """
-    side = min(CROP, math.isqrt(area // 4))
-    tall, wide = min(side, height), min(side, width)
-    count = area // (tall * wide)
-    rows = min(count, max(1, round(math.sqrt(count * height / tall * wide / width))), math.ceil(height / tall / 2))
-    columns = min(count // rows, math.ceil(width / wide / 2))
-    tall, wide = _no_longer_than_cells(height, tall, 2 * rows), _no_longer_than_cells(width, wide, 2 * columns)
-    tops, lefts = _middles(height, tall, 2 * rows), _middles(width, wide, 2 * columns)
-    for down in range(2):
-        for right in range(2):
-            yield [(top, top + tall, left, left + wide) for top in tops[down::2] for left in lefts[right::2]]
-
-
-def _no_longer_than_cells(length: int, side: int, cells: int) -> int:
-    """Side of crops, where the cells are not too short."""
-    return min(side, max(SMALLEST_CROP, math.ceil(length / cells)))
-
-
-def _middles(length: int, side: int, count: int) -> list[int]:
-    """Where crops begin."""
-    return [min(max(0, ((2 * k + 1) * length // count - side) // 2), length - side) for k in range(count)]
+    side = min(CELL, math.isqrt(area // 4) - 2 * MARGIN)
+    cells = [tile.core for tile in plan_tiles(height, width, tile=side, halo=0)]
+    columns = len({left for _, _, left, _ in cells})
+    order = sorted(range(len(cells)), key=lambda n: (n // columns * 0.7548776662 + n % columns * 0.5698402910) % 1)
+    tall = min(height, max(bottom - top for top, bottom, _, _ in cells) + 2 * MARGIN)
+    wide = min(width, max(right - left for _, _, left, right in cells) + 2 * MARGIN)
+    crops = []
+    for cell in (cells[n] for n in order):
+        top, left = (max(0, min(cell[i] - MARGIN, most)) for i, most in ((0, height - tall), (2, width - wide)))
+        crops.append(Tile(cell, (top, top + tall, left, left + wide)))
+    count = math.ceil(len(crops) / (area // (tall * wide)))
+    edges = [len(crops) * n // count for n in range(min(count, BATCHES) + 1)]
+    return [crops[start:end] for start, end in itertools.pairwise(edges)]
 
 
 class _Sample(Scope):
-    """Takes a batch of crops for one picture, and keeps what it finds in each of four."""
+    """Takes a batch of crops for one picture, and keeps what it finds.
 
-    def __init__(self) -> None:
-        self._moments: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
-        self._tokens: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
+    Args:
+        crops: where they are.
+        step: from one token to the next that is kept, in both directions.
 
-    def moments(self, norm: nn.GroupNorm, x: FeatureMap) -> tuple[Tensor, Tensor]:
-        found = _together(*x.moments(norm.num_groups))
-        self._moments.setdefault(norm, []).append(found)
-        return found
-
-    def attended(self, attention: Any, x: FeatureMap) -> Tensor:
-        query, key, value = (_in_one_sequence(part) for part in _asked(attention, x))
-        self._tokens.setdefault(attention, []).append((key[:, :, ::4].clone(), value[:, :, ::4].clone()))
-        return attend(attention, x.pixels, query, key, value)
-
-    def scope(self) -> Scope:
-        """What the batches say together."""
-        moments = {norm: _together(*map(torch.cat, zip(*found, strict=True))) for norm, found in self._moments.items()}
-        tokens = {
-            attention: (torch.cat([key for key, _ in found], 2), torch.cat([value for _, value in found], 2))
-            for attention, found in self._tokens.items()
-        }
-        return _Known(moments, tokens)
-
-
-class _Known(Scope):
-    """Goes by moments of normalisations, and by keys and values of attentions."""
+    Attributes:
+        found: of each normalisation, the moments of the crops, (crops, groups) each.
+        tokens: of each attention, keys and values (1, heads, tokens, C).
+        weights: of the crops, (crops,).
+    """
 
     counts = False
 
-    def __init__(
-        self, moments: dict[nn.Module, tuple[Tensor, Tensor]], tokens: dict[nn.Module, tuple[Tensor, Tensor]]
-    ) -> None:
-        self._moments, self._tokens = moments, tokens
+    def __init__(self, crops: Sequence[Tile], step: int) -> None:
+        self.found: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        self.tokens: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        self.weights = torch.tensor([_area(crop) for crop in crops])
+        self._step = step
+        self._insides = [_inside(*crop) for crop in crops]
+        self._height = crops[0].read[1] - crops[0].read[0]
+
+    def _parts(self, maps: Tensor) -> list[Tensor]:
+        """What counts of each of the crops, (1, ..., h, w)."""
+        factor = maps.shape[-2] // self._height
+        return [_cut(one, inside, factor) for one, inside in zip(maps.split(1), self._insides, strict=True)]
+
+    def moments(self, norm: nn.GroupNorm, x: FeatureMap) -> tuple[Tensor, Tensor]:
+        each = []
+        for part in self._parts(x.pixels):
+            counted = FeatureMap(part, Scope())
+            counted.count(part)
+            each.append(counted.moments(norm.num_groups))
+        means, variances = (torch.cat(of) for of in zip(*each, strict=True))
+        self.found[norm] = means, variances
+        return _together(means, variances, self.weights)
+
+    def attended(self, attention: Any, x: FeatureMap) -> Tensor:
+        query, *others = _asked(attention, x)
+        keys, values = (self._parts(other.mT.unflatten(3, x.pixels.shape[2:])) for other in others)
+        self.tokens[attention] = _in_one_sequence(keys, self._step), _in_one_sequence(values, self._step)
+        query = query.transpose(0, 1).flatten(1, 2)[None]
+        return attend(attention, x.pixels, query, _in_one_sequence(keys), _in_one_sequence(values))
+
+
+class _Known(Scope):
+    """Goes by what samples found."""
+
+    counts = False
+
+    def __init__(self, samples: Sequence[_Sample]) -> None:
+        weights = torch.cat([sample.weights for sample in samples])
+        self._moments = {}
+        for norm in samples[0].found:
+            means, variances = (torch.cat(of) for of in zip(*(sample.found[norm] for sample in samples), strict=True))
+            self._moments[norm] = _together(means, variances, weights)
+        self._tokens = {}
+        for attention in samples[0].tokens:
+            key, value = (torch.cat(of, 2) for of in zip(*(sample.tokens[attention] for sample in samples), strict=True))
+            self._tokens[attention] = key, value
 
     def moments(self, norm: nn.GroupNorm, x: FeatureMap) -> tuple[Tensor, Tensor]:
         return self._moments[norm]
@@ -198,12 +230,13 @@ def _asked(attention: Any, x: FeatureMap) -> tuple[Tensor, Tensor, Tensor]:
     return queries_keys_values(attention, x.normalised_by(attention.group_norm)(0, x.pixels.shape[2]))
 
 
-def _in_one_sequence(part: Tensor) -> Tensor:
-    """(N, heads, tokens, C) to (1, heads, N tokens, C)."""
-    return part.transpose(0, 1).flatten(1, 2)[None]
+def _in_one_sequence(parts: Sequence[Tensor], step: int = 1) -> Tensor:
+    """Maps (1, heads, C, h, w) to (1, heads, tokens, C)."""
+    return torch.cat([part[..., ::step, ::step].flatten(3) for part in parts], 3).mT.contiguous()
 
 
-def _together(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """Moments of equally many pixels each, (N, groups), as those of one picture."""
-    whole = mean.mean(0, keepdim=True)
-    return whole, (variance + (mean - whole).square()).mean(0, keepdim=True)
+def _together(means: Tensor, variances: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Moments of parts, (N, groups), as those of one picture, (1, groups)."""
+    shares = (weights / weights.sum()).to(means)[:, None]
+    mean = (shares * means).sum(0, keepdim=True)
+    return mean, (shares * (variances + (means - mean).square())).sum(0, keepdim=True)

@@ -17,7 +17,7 @@ from pnp_irib.diffusion.vae import BoundedTiles, PublishedTiles, VaeMode, decode
 from pnp_irib.errors import ConfigError
 from pnp_irib.images.io import read_picture
 from pnp_irib.images.resize import resize
-from pnp_irib.images.tiling import plan_tiles
+from pnp_irib.images.tiling import Tile, plan_tiles
 
 TILES = BoundedTiles((4 * 32) ** 2)  # 32 latent pixels on a side, 16 of them the tile's own
 
@@ -68,13 +68,17 @@ def test_tiles_are_closer_to_the_whole_than_the_published_ones_and_show_no_seams
     assert jumps[at_edges].mean() < 1.2 * jumps[~at_edges].mean()
 
 
+def _whole(height: int, width: int, area: int) -> Tile:
+    return Tile((0, height, 0, width), (0, height, 0, width))
+
+
 @pytest.mark.parametrize("decoder", [False, True])
 @torch.no_grad()
 def test_with_the_moments_of_the_whole_tiles_are_the_whole(vae: Any, decoder: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     vae = copy.deepcopy(vae)
     vae.encoder.mid_block.attentions[0] = vae.decoder.mid_block.attentions[0] = None
     monkeypatch.setattr(vae_bounded, "HALO", 16)  # more than any pixel is seen from
-    monkeypatch.setattr(vae_bounded, "_crops", lambda height, width, area: [[(0, height, 0, width)]])
+    monkeypatch.setattr(vae_bounded, "_batches", lambda *size_and_area: [[_whole(*size_and_area)]])
     given = latents(2, 4, 45, 40) if decoder else latents(2, 3, 180, 160)
     mode = BoundedTiles((4 * 44) ** 2)
     torch.testing.assert_close(run(vae, given, mode, decoder), run(vae, given, "whole", decoder), atol=1e-9, rtol=0)
@@ -97,23 +101,28 @@ def test_what_fits_into_a_tile_is_in_strips_and_pictures_are_apart(vae: Any) -> 
 
 @pytest.mark.parametrize("size", [(64, 64), (512, 300), (20, 700), (7, 4000), (33, 30)])
 @pytest.mark.parametrize("area", [24**2, 48**2, 128**2])
-def test_crops_are_spread_over_the_picture(size: tuple[int, int], area: int) -> None:
-    batches = list(vae_bounded._crops(*size, area))
-    assert len(batches) == 4
-    taken = torch.zeros(size)
+def test_each_batch_of_crops_is_spread_over_the_picture(size: tuple[int, int], area: int) -> None:
+    batches = vae_bounded._batches(*size, area)
+    assert len(batches) <= vae_bounded.BATCHES
+    assert max(map(len, batches)) - min(map(len, batches)) <= 1
+    counted = torch.zeros(size)
     for crops in batches:
-        tops, bottoms, lefts, rights = torch.tensor(crops).T
-        assert (bottoms - tops).unique().numel() == (rights - lefts).unique().numel() == 1
-        assert 0 < ((bottoms - tops) * (rights - lefts)).sum() <= area
-        assert 0 <= tops.min() < bottoms.max() <= size[0]
-        assert 0 <= lefts.min() < rights.max() <= size[1]
-        for top, bottom, left, right in crops:
-            taken[top:bottom, left:right] += 1
-        middle = ((tops + bottoms).float().mean() / 2 / size[0], (lefts + rights).float().mean() / 2 / size[1])
-        assert all(0.2 < side < 0.8 for side in middle)  # each batch by itself, about
-    assert taken.sum() >= 0.5 * min(taken.numel(), 4 * area)
-    centre = [(taken.sum(1 - d) * (torch.arange(size[d]) + 0.5)).sum() / taken.sum() / size[d] for d in (0, 1)]
-    assert all(0.45 < side < 0.55 for side in centre)
+        cores, reads = (torch.tensor(boxes) for boxes in zip(*crops, strict=True))
+        tall, wide = reads[:, 1] - reads[:, 0], reads[:, 3] - reads[:, 2]
+        assert tall.unique().numel() == wide.unique().numel() == 1
+        assert (tall * wide).sum() <= area
+        for top, bottom, left, right in cores:
+            counted[top:bottom, left:right] += 1
+        inside = [cores[:, i] - reads[:, i] for i in (0, 2)] + [reads[:, i] - cores[:, i] for i in (1, 3)]
+        borders = [cores[:, 0] == 0, cores[:, 2] == 0, cores[:, 1] == size[0], cores[:, 3] == size[1]]
+        for margin, border in zip(inside, borders, strict=True):
+            assert (margin[border] == 0).all()
+            assert (margin[~border] >= vae_bounded.MARGIN).all()
+        if len(crops) >= 8:
+            assert all(0.35 < cores[:, i : i + 2].float().mean() / size[i // 2] < 0.65 for i in (0, 2))
+    assert counted.max() == 1  # none twice
+    if len(batches) < vae_bounded.BATCHES:
+        assert counted.min() == 1
 
 
 def test_the_mode_is_chosen_by_the_room_that_there_is(vae: Any) -> None:
