@@ -3,7 +3,7 @@
 A normalisation takes the moments of the whole picture, and attention reads all of it; a tile has neither. Both are taken from
 a sample: batches of crops from all over the picture, as many in a batch as fit, each of which is worked on as one picture.
 Then one tile after the other goes by the moments, keys and values of all of them. Since these are the same for all tiles, and
-since a tile reads what lies around it, no seams arise; the result is that of the whole picture but for the chance of the sample.
+since a tile reads what lies around it, no seams arise; the result is that of the whole but for the chance of the sample.
 """
 
 from __future__ import annotations
