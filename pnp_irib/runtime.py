@@ -34,6 +34,7 @@ __all__ = [
     "widest_float",
 ]
 
+LARGEST_SUM = 2**20  # terms; up to there it is off by less than 1e-3 of the standard deviation
 DEEPEST = 8  # attributes of attributes that modules are looked for in
 
 BORROWING = threading.RLock()
@@ -111,6 +112,20 @@ def store_channels_last(module: nn.Module) -> None:
     for parameter in module.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    for norm in module.modules():
+        if isinstance(norm, torch.nn.GroupNorm) and _as_it_can_be_summed not in norm._forward_pre_hooks.values():
+            norm.register_forward_pre_hook(_as_it_can_be_summed)
+
+
+def _as_it_can_be_summed(norm: nn.GroupNorm, given: tuple[Tensor]) -> tuple[Tensor] | None:
+    """Large maps one channel after the other: torch on CPUs takes the moments of channels-last ones in a single float32 sum.
+
+    At 2048x2048 pixels that is a hundredth of a standard deviation off.
+    """
+    (x,) = given
+    if x.device.type == "cpu" and not x.is_contiguous() and x[0].numel() > norm.num_groups * LARGEST_SUM:
+        return (x.contiguous(),)
+    return None
 
 
 def choose_device(name: str) -> torch.device:

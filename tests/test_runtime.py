@@ -55,6 +55,16 @@ def test_channels_last_changes_the_layout_only() -> None:
     assert torch.equal(module.weight, before)
 
 
+def test_moments_of_large_channels_last_maps_are_exact() -> None:
+    norm = torch.nn.GroupNorm(2, 4).requires_grad_(False)
+    store_channels_last(norm)
+    store_channels_last(norm)
+    assert len(norm._forward_pre_hooks) == 1
+    x = torch.randn(1, 4, 1024, 1024, generator=torch.Generator().manual_seed(0)) + 1
+    exact = torch.nn.functional.group_norm(x.double(), 2)
+    torch.testing.assert_close(norm(x.contiguous(memory_format=torch.channels_last)).double(), exact, atol=1e-5, rtol=0)
+
+
 def test_devices() -> None:
     assert choose_device("cpu") == CPU
     assert choose_device("auto").type in ("cpu", "cuda", "mps")
