@@ -109,6 +109,16 @@ def check_number(name: str, value: object, *, whole: bool = False, zero: bool = 
         )
 
 
+def check_text(name: str, value: object) -> None:
+    """Check an option that is a text, which may be empty.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if not isinstance(value, str):
+        raise ConfigError(f"{name}={value!r:.60}: expected a text.")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A sentence with the nearest known names, or an empty string; ends with a space when not empty."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)

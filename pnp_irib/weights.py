@@ -221,8 +221,11 @@ def load_checkpoint(path: Path) -> dict[str, Tensor]:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
-    if not isinstance(content, dict) or not content or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise WeightsError(f"{path} is not a dictionary of tensors.")
+    named = isinstance(content, dict) and all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
+    )
+    if not named or not content:
+        raise WeightsError(f"{path} is not a dictionary of tensors by name.")
     return content
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -124,3 +125,13 @@ def test_strict_loading_names_what_is_wrong() -> None:
 def test_missing_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no weight file at"):
         load_checkpoint(tmp_path / "absent.pth")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{0: torch.ones(2)}, {"a": torch.ones(2), 1: torch.ones(2)}, {"state_dict": {0: torch.ones(2)}}, torch.ones(2), {}],
+)
+def test_what_has_no_names_is_no_checkpoint(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "numbers.pth")
+    with pytest.raises(WeightsError, match=r"numbers\.pth is not a dictionary of tensors by name"):
+        load_checkpoint(tmp_path / "numbers.pth")

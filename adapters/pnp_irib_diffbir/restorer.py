@@ -16,11 +16,11 @@ from pnp_irib.diffusion.base import StableDiffusion
 from pnp_irib.diffusion.latents import Cuts, LatentTiles, predict_in_tiles
 from pnp_irib.diffusion.offload import unet_bytes
 from pnp_irib.diffusion.published import batch_of, eight_bits, truncated
-from pnp_irib.diffusion.restorer import DiffusionRestorer, check_choices, check_options
+from pnp_irib.diffusion.restorer import DiffusionRestorer, check_choices, check_options, read_mapping
 from pnp_irib.diffusion.samplers.sampling import Guide, Sampling, sample, step_count
 from pnp_irib.diffusion.schedule import KeepsLastSteps, noised
 from pnp_irib.diffusion.vae import PublishedTiles, decode, encode
-from pnp_irib.errors import ConfigError, InputError, check_number
+from pnp_irib.errors import ConfigError, InputError, check_number, check_text
 from pnp_irib.images.color import ColorMatch, match_color
 from pnp_irib.images.tensors import output_size
 from pnp_irib.noise import SeededNoise
@@ -78,7 +78,8 @@ class DiffBIR(KeepsLastSteps, DiffusionRestorer):
         latent_tile: side of the tiles of the networks, latent pixels; None: 96, with ``compat`` one piece.
         latent_overlap: of these; None: 16, with ``compat`` half a tile.
         batch: latents in one call of the networks: tiles, and the two halves of guidance.
-        vae_tiles: of the VAE with ``compat``; None: one piece. Without ``compat`` it works in strips, which have no seams.
+        vae_tiles: of the VAE with ``compat``: `PublishedTiles`, or a mapping of its arguments; what this leaves out stays in
+            one piece, as all does with None. Without ``compat`` it works in strips, which have no seams.
         cleaner_tile: side of the tiles of the cleaner with ``compat``, pixels; None: one piece.
         memory: gigabytes that weights and working memory may take on the device: cleaner, text encoder, VAE and networks then
             move in when they are used, and out where another needs the room. None: all of them stay there.
@@ -94,6 +95,7 @@ class DiffBIR(KeepsLastSteps, DiffusionRestorer):
     """
 
     whole_scales: ClassVar[bool] = False
+    usual_tiles: ClassVar[PublishedTiles] = PublishedTiles(encoder=None, decoder=None, narrow_whole=True)
 
     def __init__(
         self,
@@ -122,7 +124,7 @@ class DiffBIR(KeepsLastSteps, DiffusionRestorer):
         latent_tile: int | None = None,
         latent_overlap: int | None = None,
         batch: int = 2,
-        vae_tiles: PublishedTiles | None = None,
+        vae_tiles: PublishedTiles | Mapping[str, Any] | None = None,
         cleaner_tile: int | None = None,
         memory: float | None = None,
         device: str | torch.device = "cpu",
@@ -147,9 +149,7 @@ class DiffBIR(KeepsLastSteps, DiffusionRestorer):
             device=device,
             dtype=dtype,
         )
-        if compat:
-            self.vae_mode = vae_tiles or "whole"
-        elif cleaner_tile is not None:
+        if cleaner_tile is not None and not compat:
             raise ConfigError("cleaner_tile is for compat='upstream'; without it memory= decides.")
         if base.noise != stated.noise:
             raise ConfigError(
@@ -159,7 +159,7 @@ class DiffBIR(KeepsLastSteps, DiffusionRestorer):
             raise ConfigError(
                 "the base model was trained with other noise levels than Stable Diffusion. Is base= the right one?"
             )
-        given = {} if sampler_options is None else _mapping("sampler_options", sampler_options, "eta: 0.5")
+        given = {} if sampler_options is None else read_mapping("sampler_options", sampler_options, "eta: 0.5")
         if unknown := [name for name in given if name not in SAMPLER_OPTIONS]:
             raise ConfigError(f"sampler_options: no {unknown[0]!r:.40}; expected {', '.join(SAMPLER_OPTIONS)}.")
         whole = {"batch": batch, "cleaner_tile": cleaner_tile, "num_inference_steps": num_inference_steps}
@@ -180,7 +180,7 @@ class DiffBIR(KeepsLastSteps, DiffusionRestorer):
         )
         step_count(self.sampling, base.noise.numbers, base.noise.prediction)  # checks it
         if restoration_guidance is not None and not isinstance(restoration_guidance, RestorationGuidance):
-            stated_guidance = _mapping("restoration_guidance", restoration_guidance, "scale: 0.05", needed="scale")
+            stated_guidance = read_mapping("restoration_guidance", restoration_guidance, "scale: 0.05", needed="scale")
             check_options("restoration_guidance", stated_guidance, [f.name for f in fields(RestorationGuidance)])
             restoration_guidance = RestorationGuidance(**stated_guidance)
         if compat and restoration_guidance and (self.sampling.sampler != "spaced" or latent_tile is not None):
@@ -190,6 +190,8 @@ class DiffBIR(KeepsLastSteps, DiffusionRestorer):
         self.conditioning_scale, self.noise_augmentation, self.start = conditioning_scale, noise_augmentation, start
         self.added_prompt = stated.positive if added_prompt is None else added_prompt
         self.negative_prompt = stated.negative if negative_prompt is None else negative_prompt
+        for option in ("added_prompt", "negative_prompt"):
+            check_text(option, getattr(self, option))
         self.cleaner_tile, self._latent_tiled = cleaner_tile, latent_tile is not None
         self.on_step: Callable[[int, Tensor, Tensor], None] | None = None
         if compat:  # plain layouts add up in the published order
@@ -393,16 +395,3 @@ class DiffBIR(KeepsLastSteps, DiffusionRestorer):
         tiled = self._latent_tiled or (isinstance(self.vae_mode, PublishedTiles) and self.vae_mode.encoder is not None)
         multiple = self.base.factor if tiled else WINDOW
         return F.pad(pictures, (0, -pictures.shape[-1] % multiple, 0, -pictures.shape[-2] % multiple))
-
-
-def _mapping(option: str, value: object, example: str, *, needed: str | None = None) -> dict[str, Any]:
-    """An option that is a mapping, as a dictionary.
-
-    Raises:
-        ConfigError: it is none, or lacks what is needed.
-    """
-    if not isinstance(value, Mapping) or (needed is not None and needed not in value):
-        raise ConfigError(
-            f"{option}={value!r:.60}: expected a mapping{f' with {needed}' if needed else ''}, such as {{{example}}}."
-        )
-    return dict(value)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from pnp_irib.errors import ConfigError, InputError, WrapError, check_number, did_you_mean
+from pnp_irib.errors import ConfigError, InputError, WrapError, check_number, check_text, did_you_mean
 from pnp_irib.images.padding import pad_to
 from pnp_irib.images.resize import resize
 from pnp_irib.images.tensors import output_size
@@ -70,8 +70,8 @@ class PipelineRestorer:
             check_number("steps", steps, whole=True)
         if guidance is not None:
             check_number("guidance", guidance, zero=True)
-        if negative_prompt is not None and not isinstance(negative_prompt, str):
-            raise ConfigError(f"negative_prompt={negative_prompt!r:.60}: expected a text.")
+        if negative_prompt is not None:
+            check_text("negative_prompt", negative_prompt)
         given = {"num_inference_steps": steps, "guidance_scale": guidance, "negative_prompt": negative_prompt}
         self._options = {option: value for option, value in given.items() if value is not None}
         if kind.strength:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,7 +51,8 @@ class OSEDiff(DiffusionRestorer):
         latent_tile: side of the tiles of the UNet, latent pixels.
         latent_overlap: of these.
         tile_batch: tiles in one call of the UNet.
-        vae_tiles: of the VAE with ``compat``; without, it works in strips, which have no seams.
+        vae_tiles: of the VAE with ``compat``: `PublishedTiles`, or a mapping of its arguments. Without ``compat`` it works in
+            strips, which have no seams.
         memory: gigabytes that weights and working memory may take on the device: text encoder, VAE and UNet then move in when
             they are used, and out where another needs the room. None: all of them stay there.
         device: where it runs.
@@ -72,7 +73,7 @@ class OSEDiff(DiffusionRestorer):
         latent_tile: int = 96,
         latent_overlap: int = 32,
         tile_batch: int = 4,
-        vae_tiles: PublishedTiles | None = None,
+        vae_tiles: PublishedTiles | Mapping[str, Any] | None = None,
         memory: float | None = None,
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype = "auto",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -20,7 +20,7 @@ from pnp_irib.diffusion.published import batch_of, eight_bits, enlarge, recolor,
 from pnp_irib.diffusion.restorer import DiffusionRestorer, check_choices
 from pnp_irib.diffusion.schedule import KeepsLastSteps, leading, noised, sample, steps_of, trailing
 from pnp_irib.diffusion.vae import PublishedTiles, decode, encode, sample_posterior
-from pnp_irib.errors import ConfigError, InputError, check_number
+from pnp_irib.errors import ConfigError, InputError, check_number, check_text
 from pnp_irib.images.color import ColorMatch
 from pnp_irib.noise import SeededNoise
 from pnp_irib.prompts import Prompt
@@ -66,7 +66,8 @@ class SeeSR(KeepsLastSteps, DiffusionRestorer):
         latent_tile: side of the tiles of the networks, latent pixels.
         latent_overlap: of these; None: 4, and 32 for turbo, as published.
         batch: latents in one call of the networks: tiles, and the two halves of guidance.
-        vae_tiles: of the VAE with ``compat``; without, it works in strips, which have no seams.
+        vae_tiles: of the VAE with ``compat``: `PublishedTiles`, or a mapping of its arguments. Without ``compat`` it works in
+            strips, which have no seams.
         memory: gigabytes that weights and working memory may take on the device: tagger, text encoder, VAE and networks then
             move in when they are used, and out where another needs the room. None: all of them stay there.
         device: where it runs.
@@ -97,7 +98,7 @@ class SeeSR(KeepsLastSteps, DiffusionRestorer):
         latent_tile: int = 96,
         latent_overlap: int | None = None,
         batch: int = 2,
-        vae_tiles: PublishedTiles | None = None,
+        vae_tiles: PublishedTiles | Mapping[str, Any] | None = None,
         memory: float | None = None,
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype = "auto",
@@ -125,6 +126,8 @@ class SeeSR(KeepsLastSteps, DiffusionRestorer):
         check_number("batch", batch, whole=True)
         for option, number in (("guidance_scale", guidance), ("conditioning_scale", conditioning_scale)):
             check_number(option, number, zero=True)
+        for option, text in (("added_prompt", added_prompt), ("negative_prompt", negative_prompt)):
+            check_text(option, text)
         check_choices(start=(start, ("lr", "noise")))
         timesteps = trailing(steps) if turbo else leading(steps)
         self.steps = steps_of(base.alphas, timesteps, stride=len(base.alphas) // steps if compat else None)

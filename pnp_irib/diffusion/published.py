@@ -1,4 +1,7 @@
-"""The steps around a network as the published scripts of OSEDiff and SeeSR take them, on 8-bit pictures. For `compat`."""
+"""The steps around a network as published scripts take them, on 8-bit pictures. For `compat`.
+
+OSEDiff, SeeSR and DiffBIR share the conversions; enlarging and giving the colours back are those of the first two.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ Eight = NDArray[np.uint8]
 
 
 def whole_scale(scale: float) -> int:
-    """An enlargement as the scripts take it.
+    """An enlargement as the scripts of OSEDiff and SeeSR take it.
 
     Raises:
         ConfigError: it is no whole number.
@@ -42,12 +45,12 @@ def batch_of(pictures: Sequence[Eight]) -> Tensor:
 
 
 def enlarge(picture: Eight, *, upscale: int, process_size: int, last: Image.Resampling) -> Eight:
-    """The picture that the network sees: at least ``process_size`` on its shorter side, sides made multiples of 8 by resizing.
+    """The picture that the network sees, as OSEDiff and SeeSR enlarge it: its sides are made multiples of 8 by resizing.
 
     Args:
         picture: as it is given.
         upscale: enlargement.
-        process_size: smallest side after it.
+        process_size: least shorter side after it, but for what whole numbers and multiples of 8 cut off.
         last: filter of the last resizing; the others are bicubic.
     """
     image = Image.fromarray(picture)

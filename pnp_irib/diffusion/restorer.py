@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -22,7 +23,7 @@ from pnp_irib.images.tensors import output_size
 from pnp_irib.runtime import choose_device, choose_dtype
 from pnp_irib.spec import RestorerSpec
 
-__all__ = ["DiffusionRestorer", "check_choices", "check_options"]
+__all__ = ["DiffusionRestorer", "check_choices", "check_options", "read_mapping"]
 
 LONGEST = 16  # times its shorter side: beyond, a picture is not enlarged until that is as long as usual
 
@@ -39,7 +40,8 @@ class DiffusionRestorer:
         color: how the colours of the input are given back.
         latent_tile: side of the tiles of the networks, latent pixels.
         latent_overlap: of these.
-        vae_tiles: of the VAE with ``compat``; without, it works in strips, which have no seams.
+        vae_tiles: of the VAE with ``compat``: `PublishedTiles`, or a mapping of its arguments; what this leaves out is as in
+            `usual_tiles`, as all is with None. Without ``compat`` it works in strips, which have no seams.
         memory: gigabytes that weights and working memory may take on the device: the parts then take turns. None: all of
             them stay there.
         device: where it runs, once `settle` is called.
@@ -54,6 +56,8 @@ class DiffusionRestorer:
 
     whole_scales: ClassVar[bool] = True
     """Whether the published script enlarges as `pnp_irib.diffusion.published.enlarge` does."""
+    usual_tiles: ClassVar[PublishedTiles] = PublishedTiles()
+    """Of the VAE, as far as the published script is not told otherwise."""
 
     def __init__(
         self,
@@ -66,7 +70,7 @@ class DiffusionRestorer:
         color: ColorMatch,
         latent_tile: int,
         latent_overlap: int,
-        vae_tiles: PublishedTiles | None,
+        vae_tiles: PublishedTiles | Mapping[str, Any] | None,
         memory: float | None,
         device: str | torch.device,
         dtype: str | torch.dtype,
@@ -96,7 +100,14 @@ class DiffusionRestorer:
         self.sources: tuple[Origin, ...] = ()
         self.compat, self.upscale, self.process_size, self.color = compat, upscale, process_size, color
         self.latent_tile, self.latent_overlap = latent_tile, latent_overlap
-        self.vae_mode: VaeMode = (vae_tiles or PublishedTiles()) if compat else "strips"
+        self.vae_mode: VaeMode = self._tiles(vae_tiles) if compat else "strips"
+
+    def _tiles(self, given: PublishedTiles | Mapping[str, Any] | None) -> PublishedTiles:
+        if isinstance(given, PublishedTiles):
+            return given
+        stated = {} if given is None else read_mapping("vae_tiles", given, "encoder: 512, decoder: 64")
+        check_options("vae_tiles", stated, [field.name for field in fields(PublishedTiles)])
+        return replace(self.usual_tiles, **stated)
 
     def settle(self, **stages: nn.Module) -> None:
         """Move to where it was asked to run; for the end of building it.
@@ -200,6 +211,25 @@ def check_choices(**options: tuple[Any, Sequence[Any]]) -> None:
             raise ConfigError(f"{name}={value!r}; expected {', '.join(map(str, known[:-1]))} or {known[-1]}.")
 
 
+def read_mapping(option: str, value: object, example: str, *, needed: str | None = None) -> dict[str, Any]:
+    """An option that is a mapping, as a dictionary.
+
+    Args:
+        option: its name.
+        value: of it.
+        example: of what stands between its braces.
+        needed: a key that it must have.
+
+    Raises:
+        ConfigError: it is none, or lacks what is needed.
+    """
+    if not isinstance(value, Mapping) or (needed is not None and needed not in value):
+        raise ConfigError(
+            f"{option}={value!r:.60}: expected a mapping{f' with {needed}' if needed else ''}, such as {{{example}}}."
+        )
+    return dict(value)
+
+
 def check_options(restorer: str, given: Iterable[str], known: Sequence[str]) -> None:
     """Check the names of options.
 
@@ -207,5 +237,5 @@ def check_options(restorer: str, given: Iterable[str], known: Sequence[str]) -> 
         ConfigError: there is no such option.
     """
     if unknown := [name for name in given if name not in known]:
-        hint = did_you_mean(unknown[0], known)
+        hint = did_you_mean(str(unknown[0]), known)
         raise ConfigError(f"{restorer} has no option {unknown[0]!r}. {hint}Its options: {', '.join(known)}.")

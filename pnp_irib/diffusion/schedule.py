@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from pnp_irib.diffusion.samplers.tables import picture_from_eps, posterior
 from pnp_irib.errors import ConfigError, check_number
 
 __all__ = ["KeepsLastSteps", "Step", "ancestral_step", "leading", "noised", "sample", "steps_of", "trailing"]
@@ -92,13 +93,9 @@ def ancestral_step(latent: Tensor, predicted: Tensor, step: Step, noise: Tensor 
         step: the levels of noise.
         noise: standard normal numbers; None: the mean.
     """
-    a, before = step.alpha / step.target, 1 - step.alpha
-    picture = (latent - before**0.5 * predicted) / step.alpha**0.5
-    mean = step.target**0.5 * (1 - a) / before * picture + a**0.5 * (1 - step.target) / before * latent
-    if noise is None:
-        return cast(Tensor, mean)
-    variance = max((1 - step.target) / before * (1 - a), _SMALLEST_VARIANCE)
-    return cast(Tensor, mean + variance**0.5 * noise)
+    of_picture, of_latent, variance = posterior(step.alpha, step.target)
+    mean = of_picture * picture_from_eps(latent, predicted, step.alpha) + of_latent * latent
+    return mean if noise is None else mean + max(variance, _SMALLEST_VARIANCE) ** 0.5 * noise
 
 
 def sample(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -31,6 +32,9 @@ class PublishedTiles:
         encoder: side in pixels; None: in one piece.
         decoder: side in latent pixels; None: in one piece.
         narrow_whole: leave in one piece what has a side shorter than a tile, as DiffBIR does.
+
+    Raises:
+        ConfigError: a size is no whole number, or too small for a tile.
     """
 
     encoder: int | None = 1024
@@ -39,8 +43,12 @@ class PublishedTiles:
 
     def __post_init__(self) -> None:
         for side, least, what in ((self.encoder, 8, "pixels"), (self.decoder, 1, "latent pixels")):
-            if side is not None and side < least:
-                raise ConfigError(f"VAE tiles of {side} {what}: expected at least {least}, or None for no tiles.")
+            if side is not None and not (isinstance(side, Integral) and not isinstance(side, bool) and side >= least):
+                raise ConfigError(
+                    f"VAE tiles of {side!r:.60} {what}: expected a whole number, at least {least}, or None for no tiles."
+                )
+        if not isinstance(self.narrow_whole, bool):
+            raise ConfigError(f"narrow_whole={self.narrow_whole!r:.60} of VAE tiles: expected True or False.")
 
     def plan(self, height: int, width: int, *, decoder: bool) -> list[Tile] | None:
         """Tiles of pictures, or for the decoder of latents, of this size; None: they stay in one piece."""

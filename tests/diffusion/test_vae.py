@@ -144,11 +144,22 @@ def test_the_vae_of_diffusers_is_followed(vae: Any) -> None:
         assert torch.equal(decode(vae, mean), vae.decode(mean).sample)
 
 
-def test_tiles_without_pixels_are_refused() -> None:
-    with pytest.raises(ConfigError, match="VAE tiles of 4 pixels: expected at least 8"):
-        PublishedTiles(encoder=4)
-    with pytest.raises(ConfigError, match="VAE tiles of 0 latent pixels: expected at least 1"):
-        PublishedTiles(decoder=0)
+def test_impossible_tiles_are_refused() -> None:
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"encoder": value}, rf"^VAE tiles of {value!r} pixels: expected a whole number, at least 8, or None")
+        for value in (4, "9", 9.5, True)
+    ]
+    wrong += [
+        ({"decoder": value}, rf"^VAE tiles of {value!r} latent pixels: expected a whole number, at least 1")
+        for value in (0, "", True)
+    ]
+    wrong += [
+        ({"narrow_whole": value}, rf"^narrow_whole={value!r} of VAE tiles: expected True or False")
+        for value in (1, "no", None)
+    ]
+    for options, message in wrong:
+        with pytest.raises(ConfigError, match=message):
+            PublishedTiles(**options)
 
 
 @pytest.mark.parametrize(("sizes", "tiled"), [(PublishedTiles(16, None), "encoder"), (PublishedTiles(None, 8), "decoder")])

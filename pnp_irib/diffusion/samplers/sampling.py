@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from pnp_irib.diffusion.samplers import edm, edm_random, grids, steps
 from pnp_irib.diffusion.samplers.brownian import BrownianPath, PathSource
 from pnp_irib.diffusion.samplers.grids import Level
-from pnp_irib.diffusion.samplers.tables import Numbers, Prediction, picture_from, rescaled_guidance
+from pnp_irib.diffusion.samplers.tables import Numbers, Prediction, picture_from, posterior, rescaled_guidance
 from pnp_irib.diffusion.samplers.walk import walk
 from pnp_irib.errors import ConfigError, check_number, did_you_mean
 
@@ -124,6 +124,10 @@ class Sampling:
         check_number("order", self.order, whole=True)
         for name in ("guidance", "eta", *_CHURN):
             check_number(name, getattr(self, name), zero=True)
+        if self.s_tmin > self.s_tmax:
+            raise ConfigError(
+                f"s_tmin={self.s_tmin:g}, s_tmax={self.s_tmax:g}: expected s_tmin up to s_tmax, between which noise is added."
+            )
         takes = SAMPLERS[self.sampler].takes
         usual = {f.name: f.default for f in fields(self)}
         stray = [name for name in _STEP_OPTIONS if name not in takes and getattr(self, name) != usual[name]]
@@ -228,7 +232,7 @@ def sample(
     def guided(found: Tensor, level: Any, number: int) -> Tensor:
         assert guide is not None
         here, there = (plan.alpha(at) for at in plan.levels[number : number + 2])
-        return guide(found, plan.timestep(level) + 1, steps.posterior(here, there)[0])
+        return guide(found, plan.timestep(level) + 1, posterior(here, there)[0])
 
     def draw() -> Tensor:
         return noise.normal(tuple(state.shape), device=state.device, dtype=state.dtype)

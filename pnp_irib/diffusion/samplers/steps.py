@@ -8,27 +8,10 @@ from typing import cast
 from torch import Tensor
 
 from pnp_irib.diffusion.samplers.grids import Level
+from pnp_irib.diffusion.samplers.tables import posterior
 from pnp_irib.diffusion.samplers.walk import At
 
-__all__ = ["ddim", "ddpm", "dpm_solver_2m", "half_log_snr", "posterior"]
-
-
-def posterior(alpha: float, target: float) -> tuple[float, float, float]:
-    """Of the less noisy latent, given the picture and the noisier latent (Ho et al., equation 7).
-
-    Args:
-        alpha: of the noisier one, in [0, 1).
-        target: of the less noisy one, in (0, 1].
-
-    Returns:
-        Weight of the picture and of the noisier latent in the mean; the variance.
-    """
-    kept = alpha / target
-    return (
-        target**0.5 * (1 - kept) / (1 - alpha),
-        kept**0.5 * (1 - target) / (1 - alpha),
-        (1 - kept) * (1 - target) / (1 - alpha),
-    )
+__all__ = ["ddim", "ddpm", "dpm_solver_2m", "half_log_snr"]
 
 
 def ddpm(at: At[Level], x: Tensor, *, published: bool = False) -> Tensor:

@@ -1,4 +1,4 @@
-"""How much of a picture is left at each timestep, and what a network's output says of the picture.
+"""How much of a picture is left at each timestep; what a network's output says of the picture, and this of the next latent.
 
 A noisy latent is x = sqrt(a) * picture + sqrt(1 - a) * noise, where a, the product of 1 - beta up to a timestep, is called its
 alpha here (Ho et al., arXiv 2006.11239). Divided by sqrt(a) it is picture + sigma * noise (Karras et al., arXiv 2206.00364).
@@ -19,6 +19,7 @@ __all__ = [
     "picture_from",
     "picture_from_eps",
     "picture_from_v",
+    "posterior",
     "rescaled_guidance",
     "scaled_linear_betas",
     "sigmas_of",
@@ -81,6 +82,24 @@ def picture_from(latent: Tensor, output: Tensor, alpha: float, prediction: Predi
         prediction: what the output is.
     """
     return (picture_from_v if prediction == "v" else picture_from_eps)(latent, output, alpha)
+
+
+def posterior(alpha: float, target: float) -> tuple[float, float, float]:
+    """Of the less noisy latent, given the picture and the noisier latent (Ho et al., equation 7).
+
+    Args:
+        alpha: of the noisier one, in [0, 1).
+        target: of the less noisy one, in (0, 1].
+
+    Returns:
+        Weight of the picture and of the noisier latent in the mean; the variance.
+    """
+    kept = alpha / target
+    return (
+        target**0.5 * (1 - kept) / (1 - alpha),
+        kept**0.5 * (1 - target) / (1 - alpha),
+        (1 - kept) * (1 - target) / (1 - alpha),
+    )
 
 
 def rescaled_guidance(scale: float, timestep: float, total: int = 1000) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,15 +17,6 @@ from pnp_irib_diffbir import spec as specs
 from pnp_irib_diffbir.cleaners.restorer import CleanerRestorer
 from tests.adapters.diffbir.cleaner_models import LOAD, NAMES, picture, save
 from tests.hub.server import HubServer
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small are slower on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,6 @@ from tests.adapters.diffbir.cleaner_models import (
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid")  # of new networks of spandrel
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small are slower on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -349,6 +340,9 @@ def test_files_of_published_size_load(shared_dir: Path) -> None:
 def test_wrong_files_are_told(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"no weight file at .*none.pth"):
         load_cleaner(tmp_path / "none.pth")
+    torch.save({0: torch.zeros(1)}, tmp_path / "numbers.pth")
+    with pytest.raises(WeightsError, match=r"numbers.pth is not a dictionary of tensors by name"):
+        load_cleaner(tmp_path / "numbers.pth")
     with pytest.raises(WeightsError, match=r"here holds no cleaner: it holds first, ...; expected BSRNet .*SwinIR .*SCUNet"):
         cleaner_from({"first": torch.zeros(1)}, source="here")
     for name, lost in (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pnp_irib import load_restorer, wrap
+from pnp_irib.cli.main import restorer_options
 from pnp_irib.diffusion.base import ZERO_SNR_V, StableDiffusion
 from pnp_irib.diffusion.samplers.sampling import SAMPLERS
 from pnp_irib.diffusion.vae import PublishedTiles
@@ -31,15 +31,6 @@ from tests.adapters.diffbir.models import BASE, CONTROLNET, TOKENIZER, build, fi
 from tests.hub.server import HubServer
 
 SWINIR = "realesrgan_s4_swinir_100k.pth"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small are slower on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def picture(*size: int, seed: int = 0) -> Tensor:
@@ -201,6 +192,26 @@ def test_half_precision_comes_close() -> None:
     assert (found - expected).abs().mean() < 0.02 < 0.1 < (restored(lq, seed=1) - expected).abs().mean()
 
 
+def test_tiles_of_the_vae_may_be_a_mapping() -> None:
+    """As on the command line. What it leaves out stays in one piece, and so does what is narrower than a tile."""
+    for text, expected in (
+        ("{encoder: 64, decoder: 8}", PublishedTiles(64, 8, narrow_whole=True)),
+        ("{encoder: 64}", PublishedTiles(64, None, narrow_whole=True)),
+        ("{decoder: 8, narrow_whole: false}", PublishedTiles(None, 8)),
+        ("{}", PublishedTiles(None, None, narrow_whole=True)),
+    ):
+        given = restorer_options([f"vae_tiles={text}", "compat=upstream"])
+        assert restorer(**given).vae_mode == expected
+    assert restorer(compat="upstream", vae_tiles=PublishedTiles(64)).vae_mode == PublishedTiles(64)
+    lq, options = picture(36, 36), {"compat": "upstream", "num_inference_steps": 1}
+    of_mapping, of_object, whole = (
+        restored(lq, vae_tiles=tiles, **options)
+        for tiles in ({"encoder": 64, "decoder": 8}, PublishedTiles(64, 8, narrow_whole=True), None)
+    )
+    assert torch.equal(of_mapping, of_object)
+    assert differ(of_mapping, whole)
+
+
 def test_versions_have_their_settings() -> None:
     base, networks = build()
     first = loaded_cleaner()
@@ -217,7 +228,9 @@ def test_versions_have_their_settings() -> None:
         assert older.spec.lq_profile.name == "codeformer"
         assert older.spec.title == f"DiffBIR {version} (denoise)"
     names = {
-        (version, task): [f.name for f in DiffBIR(*build(version), first, version=version, task=task).spec.weights]
+        (version, task): [
+            f.name for f in DiffBIR(*build(version), first, version=version, task=task, dtype="float32").spec.weights
+        ]
         for version in ("v2.1", "v2", "v1")
         for task in ("sr", "denoise", "face")
     }
@@ -292,6 +305,23 @@ def test_other_degradations_of_a_projector_are_told() -> None:
         ({"noise_augmentation": 1000}, "noise_augmentation"),
         ({"cleaner_tile": 256}, "cleaner_tile is for compat"),
         ({"vae_tiles": PublishedTiles()}, "vae_tiles are for compat"),
+        ({"vae_tiles": {"encoder": 64}}, "vae_tiles are for compat"),
+        ({"compat": "upstream", "vae_tiles": 512}, "vae_tiles=512: expected a mapping, such as {encoder: 512, decoder: 64}"),
+        ({"compat": "upstream", "vae_tiles": {"encode": 64}}, "vae_tiles has no option 'encode'. Did you mean 'encoder'"),
+        (
+            {"compat": "upstream", "vae_tiles": {8: 64}},
+            "vae_tiles has no option 8. Its options: encoder, decoder, narrow_whole",
+        ),
+        (
+            {"compat": "upstream", "vae_tiles": {"encoder": "64"}},
+            "VAE tiles of '64' pixels: expected a whole number, at least 8",
+        ),
+        (
+            {"compat": "upstream", "vae_tiles": {"decoder": 0}},
+            "VAE tiles of 0 latent pixels: expected a whole number, at least 1",
+        ),
+        ({"added_prompt": 3}, "added_prompt=3: expected a text"),
+        ({"negative_prompt": False}, "negative_prompt=False: expected a text"),
         ({"compat": "upstream", "sampler": "ddim", "num_inference_steps": 3}, "the published ddim"),
         ({"compat": "upstream", "restoration_guidance": {"scale": 1}}, "the published restoration guidance is for"),
         ({"restoration_guidance": {"scale": 1, "spaces": "rgb"}}, "restoration_guidance has no option 'spaces'"),

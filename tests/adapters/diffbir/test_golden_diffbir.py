@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -27,15 +27,6 @@ KINDS = {"stage2": 59, "pipeline": 9, "gradient": 2, "wavelet": 3}
 OF_FILES = {"BSRNet.pth": "bsrnet", "scunet_color_real_psnr.pth": "scunet"}  # others are SwinIR
 FAST = {"pipe_v21_sr_tiled", "pipe_v2_sr"}  # the others are of stages that are tested by themselves
 CROPPED = {"tiled_all": (60, 100, 100, 148)}  # rows and columns that are recorded
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As the recorded runs, and faster for networks this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def some(kind: str) -> list[Any]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from pnp_irib import wrap
 from pnp_irib.diffusion.base import ZERO_SNR_V, StableDiffusion
 from pnp_irib.diffusion.lora import active, adapter_names
+from pnp_irib.diffusion.vae import PublishedTiles
 from pnp_irib.errors import ConfigError, PnPIribError, WeightsError
 from pnp_irib.noise import SeededNoise
 from pnp_irib.prompts import Prompt, Tag
@@ -44,6 +45,10 @@ def test_every_size_and_scale(restorer: OSEDiff, size: tuple[int, int], scale: f
     factor = 4 if scale is None else scale
     assert restored.shape == (1, 3, round(size[0] * factor), round(size[1] * factor))
     assert restored.isfinite().all()
+
+
+def test_tiles_of_the_vae_may_be_a_mapping(model: Path) -> None:
+    assert build(model, compat="upstream", vae_tiles={"encoder": 64}).vae_mode == PublishedTiles(64, 224)
 
 
 def test_a_picture_is_the_same_in_a_batch(restorer: OSEDiff) -> None:
@@ -187,6 +192,7 @@ def test_what_does_not_fit_is_told(model: Path, tmp_path: Path) -> None:
     wrong: list[dict[str, Any]] = [{"compat": "yes"}, {"color": "blue"}, {"compat": "upstream", "upscale": 2.5}]
     wrong += [{"upscale": value} for value in (0, -1, float("nan"), "x", True)] + [{"process_size": "abc"}, {"tile_batch": 0}]
     wrong += [{"latent_tile": 0}, {"latent_overlap": 0.5}, {"memory": "8GB"}, {"dtype": "float8"}, {"device": "abc"}]
+    wrong += [{"compat": "upstream", "vae_tiles": {"side": 64}}]
     for options in wrong:
         with pytest.raises(ConfigError):
             load_osediff(loaded, model / "osediff.pkl", **options)

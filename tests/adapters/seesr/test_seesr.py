@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pnp_irib import load_restorer, ram_files, wrap
 from pnp_irib.diffusion.base import ZERO_SNR_V
-from pnp_irib.diffusion.vae import encode
+from pnp_irib.diffusion.vae import PublishedTiles, encode
 from pnp_irib.errors import ConfigError, InputError, WeightsError
 from pnp_irib.noise import SeededNoise
 from pnp_irib.priors import LatentPriorConfig, load_prior
@@ -352,6 +352,11 @@ def another_text_encoder(folder: Path) -> Path:
     return other
 
 
+def test_tiles_of_the_vae_may_be_a_mapping() -> None:
+    assert build(compat="upstream", vae_tiles={"decoder": 64}).vae_mode == PublishedTiles(1024, 64)
+    assert build(compat="upstream").vae_mode == PublishedTiles()
+
+
 def test_what_is_missing_or_does_not_fit_is_told(tmp_path: Path, turbo: Path) -> None:
     def told(match: str, **options: Any) -> None:
         given: dict[str, Any] = {"base": BASE, "checkpoint": MODEL / "seesr", "dape": DAPE}
@@ -375,6 +380,8 @@ def test_what_is_missing_or_does_not_fit_is_told(tmp_path: Path, turbo: Path) ->
     told("whole numbers", compat="upstream", upscale=2.5)
     for options in ({"num_inference_steps": 0}, {"num_inference_steps": 1001}, {"guidance_scale": -1}, {"batch": 0}):
         told("=", **options)
+    for option in ("added_prompt", "negative_prompt"):
+        told(f"{option}=3: expected a text", **{option: 3})
     copy = tmp_path / "seesr"
     shutil.copytree(MODEL / "seesr", copy, copy_function=shutil.copyfile)
     weights = copy / "controlnet" / "diffusion_pytorch_model.safetensors"

@@ -21,8 +21,8 @@ from pnp_irib.diffusion.samplers.grids import (
     spaced_levels,
 )
 from pnp_irib.diffusion.samplers.sampling import SAMPLERS, Sampling, guidance_at, sample, step_count
-from pnp_irib.diffusion.samplers.steps import ddpm, half_log_snr, posterior
-from pnp_irib.diffusion.samplers.tables import Prediction, alphas_of, scaled_linear_betas, zero_snr_betas
+from pnp_irib.diffusion.samplers.steps import ddpm, half_log_snr
+from pnp_irib.diffusion.samplers.tables import Prediction, alphas_of, posterior, scaled_linear_betas, zero_snr_betas
 from pnp_irib.diffusion.samplers.walk import At, walk
 from pnp_irib.errors import ConfigError
 from tests.diffusion.samplers.recorded import STEP_OPTIONS, Recorded

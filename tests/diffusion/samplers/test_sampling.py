@@ -13,8 +13,7 @@ from torch import Tensor
 
 from pnp_irib.diffusion.samplers.grids import edm_sigmas, edm_timesteps, solver_levels, spaced_levels
 from pnp_irib.diffusion.samplers.sampling import SAMPLERS, Sampling, guidance_at, sample, step_count
-from pnp_irib.diffusion.samplers.steps import posterior
-from pnp_irib.diffusion.samplers.tables import Prediction, alphas_of, scaled_linear_betas, zero_snr_betas
+from pnp_irib.diffusion.samplers.tables import Prediction, alphas_of, posterior, scaled_linear_betas, zero_snr_betas
 from pnp_irib.errors import ConfigError
 from pnp_irib.noise import SeededNoise
 
@@ -128,6 +127,9 @@ def test_impossible_options_are_refused() -> None:
     for options in ({"steps": 0}, {"order": 0}, {"eta": -0.1}, {"guidance": math.nan}, {"steps": 2.5}, {"s_noise": -1}):
         with pytest.raises(ConfigError, match=next(iter(options))):
             Sampling("edm_euler_a", **options)
+    with pytest.raises(ConfigError, match=r"s_tmin=3, s_tmax=2\.5: expected s_tmin up to s_tmax"):
+        Sampling("edm_euler", s_churn=1.0, s_tmin=3, s_tmax=2.5)
+    assert Sampling("edm_euler", s_tmin=2, s_tmax=2).s_tmin == 2
     with pytest.raises(ConfigError, match="zero-SNR"):
         sample(Sampling("ddim"), ZERO, "eps", Network(), latent(), Counted())
     with pytest.raises(ConfigError, match="1001 steps; expected 1 to 1000"):
