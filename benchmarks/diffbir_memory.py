@@ -19,7 +19,7 @@ import torch
 from benchmarks.diffbir_speed import random_cleaner, random_networks
 from benchmarks.random_models import random_base
 from benchmarks.side_by_side import peak
-from pnp_irib.diffusion.base import ZERO_SNR_V
+from pnp_irib.diffusion.model import ZERO_SNR_V
 from pnp_irib.noise import SeededNoise
 from pnp_irib_diffbir.restorer import DiffBIR
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.random_models import MODELS, random_base
 from benchmarks.side_by_side import arguments, compare, lay_out_as_loaded
-from pnp_irib.diffusion.base import ZERO_SNR_V
+from pnp_irib.diffusion.model import ZERO_SNR_V
 from pnp_irib.diffusion.vae import PublishedTiles
 from pnp_irib.noise import SeededNoise
 from pnp_irib.prompts import Prompt

@@ -13,8 +13,9 @@ from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, UNet2DCondi
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from pnp_irib.diffusion.base import StableDiffusion, fingerprint_of
+from pnp_irib.diffusion.base import StableDiffusion
 from pnp_irib.diffusion.lora import UNET_LAYERS, layers_named
+from pnp_irib.diffusion.model import fingerprint_of
 from pnp_irib.diffusion.text import TextEmbedder
 from pnp_irib.prompts.ram import RamTags
 from pnp_irib.prompts.ram.architecture import RamArchitecture

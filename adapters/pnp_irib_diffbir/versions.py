@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from pnp_irib.diffusion.base import EPS, ZERO_SNR_V, NoiseSchedule
+from pnp_irib.diffusion.model import EPS, ZERO_SNR_V, NoiseSchedule
 from pnp_irib.diffusion.places import SD21_BASE
 from pnp_irib.profile import PRESETS, DegradationProfile
 from pnp_irib.spec import WeightsFile

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pnp_irib.diffusion.base import EPS, StableDiffusion
+from pnp_irib.diffusion.base import StableDiffusion
 from pnp_irib.diffusion.lora import adapter_names, merge
+from pnp_irib.diffusion.model import EPS
 from pnp_irib.diffusion.one_step import OneStepResult, one_step
 from pnp_irib.diffusion.places import SD21_BASE
 from pnp_irib.diffusion.published import batch_of, eight_bits, enlarge, recolor, truncated, whole_scale

@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from pnp_irib.convolution import in_fewer_products
-from pnp_irib.diffusion.base import EPS, StableDiffusion
+from pnp_irib.diffusion.base import StableDiffusion
 from pnp_irib.diffusion.latents import Cuts, LatentTiles, predict_in_tiles
+from pnp_irib.diffusion.model import EPS
 from pnp_irib.diffusion.offload import unet_bytes
 from pnp_irib.diffusion.published import batch_of, eight_bits, enlarge, recolor, rounded, whole_scale
 from pnp_irib.diffusion.restorer import DiffusionRestorer, check_choices

@@ -113,7 +113,7 @@ class DiffusionRestorer:
         """Move to where it was asked to run; for the end of building it.
 
         Args:
-            stages: parts beside those of the base that take turns in a limited memory, see `StableDiffusion.limit_memory`.
+            stages: parts beside those of the base that take turns in a limited memory, see `DiffusionModel.limit_memory`.
         """
         device, dtype, memory = self._asked
         if memory is not None:

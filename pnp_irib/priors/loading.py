@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from pnp_irib.diffusion.base import NoiseSchedule, StableDiffusion, known_as
+from pnp_irib.diffusion.base import StableDiffusion
+from pnp_irib.diffusion.model import NoiseSchedule, known_as
 from pnp_irib.errors import ConfigError
 from pnp_irib.priors.base import LatentPriorConfig, PixelPriorConfig, Prior
 from pnp_irib.priors.denoiser import PixelDenoiser

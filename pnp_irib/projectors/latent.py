@@ -15,9 +15,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pnp_irib.diffusion.base import StableDiffusion, known_as
+from pnp_irib.diffusion.base import StableDiffusion
 from pnp_irib.diffusion.latents import LatentTiles, plan_latent_tiles
 from pnp_irib.diffusion.lora import UNET_LAYERS, adapter_module, adapter_scales, adapter_tensors, add_adapter, layers_named
+from pnp_irib.diffusion.model import known_as
 from pnp_irib.diffusion.one_step import one_step
 from pnp_irib.diffusion.places import KNOWN
 from pnp_irib.errors import WeightsError

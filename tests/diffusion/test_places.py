@@ -14,7 +14,8 @@ from torch import Tensor
 
 import pnp_irib.diffusion.places as places
 from pnp_irib import wrap
-from pnp_irib.diffusion.base import ZERO_SNR_V, StableDiffusion
+from pnp_irib.diffusion.base import StableDiffusion
+from pnp_irib.diffusion.model import ZERO_SNR_V
 from pnp_irib.diffusion.places import SD21_BASE, KnownModel, find_base, places_of
 from pnp_irib.errors import ConfigError, WeightsError
 from pnp_irib_osediff.restorer import load_osediff

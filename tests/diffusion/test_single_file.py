@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pnp_irib.diffusion.base import EPS, ZERO_SNR_V, Heads, NoiseSchedule, StableDiffusion
-from pnp_irib.diffusion.single_file import UNET
+from pnp_irib.diffusion.base import StableDiffusion
+from pnp_irib.diffusion.model import EPS, ZERO_SNR_V, NoiseSchedule
+from pnp_irib.diffusion.single_file import UNET, Heads
 from pnp_irib.errors import ConfigError, WeightsError
 from pnp_irib.weights import resolve_file
 from tests.golden import golden_folder, missing

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pnp_irib.diffusion.base import NoiseSchedule, StableDiffusion
+from pnp_irib.diffusion.base import StableDiffusion
+from pnp_irib.diffusion.model import NoiseSchedule
 from pnp_irib.errors import InputError, WeightsError
 from pnp_irib.priors import LatentPrior, LatentPriorConfig, load_prior
 from pnp_irib.prompts import Prompt

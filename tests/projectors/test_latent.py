@@ -235,7 +235,7 @@ def test_another_base_is_refused(base: StableDiffusion, tmp_path: Path) -> None:
 
 
 def test_fingerprints_tell_models_apart_but_not_dtypes(base: StableDiffusion) -> None:
-    from pnp_irib.diffusion.base import fingerprint_of
+    from pnp_irib.diffusion.model import fingerprint_of
 
     assert fingerprint_of(base.vae, base.unet) == base.fingerprint
     assert StableDiffusion.load(PLACE, dtype=torch.bfloat16).fingerprint == base.fingerprint
@@ -245,7 +245,7 @@ def test_fingerprints_tell_models_apart_but_not_dtypes(base: StableDiffusion) ->
 
 
 def test_the_largest_weights_have_a_fingerprint() -> None:
-    from pnp_irib.diffusion.base import fingerprint_of
+    from pnp_irib.diffusion.model import fingerprint_of
 
     large = torch.nn.Linear(2**12, 2**12 + 2**11, bias=False)  # more values than float32 can count
     first = fingerprint_of(large)

@@ -7,7 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pnp_irib.diffusion.base import EPS, ZERO_SNR_V, Heads, NoiseSchedule, StableDiffusion
+from pnp_irib.diffusion.base import StableDiffusion
+from pnp_irib.diffusion.model import EPS, ZERO_SNR_V, NoiseSchedule
+from pnp_irib.diffusion.single_file import Heads
+from pnp_irib_diffbir.cleaners.cleaner import Cleaner
 from pnp_irib_diffbir.cleaners.loading import load_cleaner
 from pnp_irib_diffbir.files import read_controlnet
 from pnp_irib_diffbir.networks import Networks
@@ -41,6 +44,11 @@ def heads() -> Heads:
 
 
 @functools.cache
+def swinir() -> Cleaner:
+    return load_cleaner(file("realesrgan_s4_swinir_100k.pth"))
+
+
+@functools.cache
 def loaded() -> tuple[StableDiffusion, Networks]:
     """Reading the files takes longer than most tests."""
     base = StableDiffusion.load(file(BASE), tokenizer=TOKENIZER, heads=heads(), noise=ZERO_SNR_V)
@@ -71,4 +79,4 @@ def restorer(version: str = "v2.1", **options: Any) -> DiffBIR:
     """Small: pictures of at least 64 pixels instead of 512, two steps instead of 10 or 50; behind it a tiny SwinIR."""
     base, networks = build(version)
     small: dict[str, Any] = {"process_size": 64, "num_inference_steps": 2, "dtype": "float32"}
-    return DiffBIR(base, networks, load_cleaner(file("realesrgan_s4_swinir_100k.pth")), version=version, **small | options)
+    return DiffBIR(base, networks, swinir(), version=version, **small | options)

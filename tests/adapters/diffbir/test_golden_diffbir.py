@@ -25,7 +25,7 @@ from tests.golden import Case, cases_of, check, missing
 
 KINDS = {"stage2": 59, "pipeline": 9, "gradient": 2, "wavelet": 3}
 OF_FILES = {"BSRNet.pth": "bsrnet", "scunet_color_real_psnr.pth": "scunet"}  # others are SwinIR
-FAST = {"pipe_v21_sr_tiled", "pipe_v2_sr"}  # the others are of stages that are tested by themselves
+FAST = {"pipe_v2_sr"}  # the others are of stages that are tested by themselves
 CROPPED = {"tiled_all": (60, 100, 100, 148)}  # rows and columns that are recorded
 
 

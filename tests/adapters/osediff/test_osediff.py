@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from pnp_irib import wrap
-from pnp_irib.diffusion.base import ZERO_SNR_V, StableDiffusion
+from pnp_irib.diffusion.base import StableDiffusion
 from pnp_irib.diffusion.lora import active, adapter_names
+from pnp_irib.diffusion.model import ZERO_SNR_V
 from pnp_irib.diffusion.vae import PublishedTiles
 from pnp_irib.errors import ConfigError, PnPIribError, WeightsError
 from pnp_irib.noise import SeededNoise

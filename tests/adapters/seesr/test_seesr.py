@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from pnp_irib import load_restorer, ram_files, wrap
-from pnp_irib.diffusion.base import ZERO_SNR_V
+from pnp_irib.diffusion.model import ZERO_SNR_V
 from pnp_irib.diffusion.vae import PublishedTiles, encode
 from pnp_irib.errors import ConfigError, InputError, WeightsError
 from pnp_irib.noise import SeededNoise
