@@ -221,10 +221,11 @@ def load_checkpoint(path: Path) -> dict[str, Tensor]:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
-    named = isinstance(content, dict) and all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
-    )
-    if not named or not content:
+    if not (
+        isinstance(content, dict)
+        and content
+        and all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items())
+    ):
         raise WeightsError(f"{path} is not a dictionary of tensors by name.")
     return content
 

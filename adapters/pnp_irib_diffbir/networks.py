@@ -6,14 +6,14 @@ latent of the cleaned picture side by side, so it needs nothing that reads pictu
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pnp_irib.diffusion.ldm import empty_network, load_published, unet_names
+from pnp_irib.diffusion.control import empty_control
+from pnp_irib.diffusion.ldm import load_published, unet_names
 from pnp_irib.errors import WeightsError
 from pnp_irib.runtime import store_channels_last
 
@@ -30,14 +30,7 @@ def empty_controlnet(unet: Any, *, source: str) -> Any:
     Raises:
         WeightsError: there is none for such a UNet.
     """
-    from diffusers import ControlNetModel
-
-    shared = {name: unet.config[name] for name in inspect.signature(ControlNetModel).parameters if name in unet.config}
-    # What diffusers reads pictures with is made small, and taken out.
-    both = {"in_channels": 2 * unet.config.in_channels, "conditioning_embedding_out_channels": (1,)}
-    controlnet = empty_network("ControlNetModel", shared | both, torch.float32, source=source)
-    controlnet.controlnet_cond_embedding = nn.Identity()
-    return controlnet
+    return empty_control(unet, in_channels=2 * unet.config.in_channels, source=source)
 
 
 def controlnet_names(controlnet: Any) -> dict[str, str]:

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from pnp_irib.convolution import in_fewer_products
 from pnp_irib.diffusion.base import StableDiffusion
-from pnp_irib.diffusion.latents import Cuts, LatentTiles, predict_in_tiles
+from pnp_irib.diffusion.latents import Cuts, LatentTiles, predict_in_tiles, published_tiles
 from pnp_irib.diffusion.offload import unet_bytes
 from pnp_irib.diffusion.published import batch_of, eight_bits, truncated
 from pnp_irib.diffusion.restorer import DiffusionRestorer, check_choices, check_options, read_mapping
 from pnp_irib.diffusion.samplers.sampling import Guide, Sampling, sample, step_count
 from pnp_irib.diffusion.schedule import KeepsLastSteps, noised
+from pnp_irib.diffusion.text_cleaning import cleaned
 from pnp_irib.diffusion.vae import PublishedTiles, decode, encode
 from pnp_irib.errors import ConfigError, InputError, check_number, check_text
 from pnp_irib.images.color import ColorMatch, match_color
@@ -29,10 +30,8 @@ from pnp_irib.restorer import NoiseSource
 from pnp_irib.spec import RestorerSpec
 from pnp_irib_diffbir.cleaners.cleaner import Cleaner
 from pnp_irib_diffbir.cleaners.sizes import SHORTEST, enlarged_as_published
-from pnp_irib_diffbir.cleaners.tiles import published_tiles
 from pnp_irib_diffbir.guidance import RestorationGuidance, guide
 from pnp_irib_diffbir.networks import Networks
-from pnp_irib_diffbir.prompts import cleaned
 from pnp_irib_diffbir.spec import DIFFBIR
 from pnp_irib_diffbir.versions import TASKS, VERSIONS, Task
 

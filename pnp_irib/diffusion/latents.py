@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pnp_irib.errors import ConfigError
 
-__all__ = ["Cuts", "LatentTiles", "gaussian_window", "plan_latent_tiles", "predict_in_tiles"]
+__all__ = ["Cuts", "LatentTiles", "gaussian_window", "plan_latent_tiles", "predict_in_tiles", "published_tiles"]
 
 _HALVED = 8  # tiles are a multiple of this long: the UNet halves them three times
 _VARIANCE = 0.01  # of the window, in units of its side
@@ -92,6 +92,31 @@ def plan_latent_tiles(height: int, width: int, *, tile: int, overlap: int, compa
         return None
     (tall, ys), (wide, xs) = (_fitted(length, tile, overlap) for length in (height, width))
     return LatentTiles(tall, wide, tuple((y, x) for y in ys for x in xs))
+
+
+def published_tiles(height: int, width: int, *, tile: int, stride: int) -> LatentTiles:
+    """Where the published code of DiffBIR and SUPIR cuts: every ``stride`` pixels, and once more at the end where that leaves a rest.
+
+    Args:
+        height: of the latent or picture, at least ``tile``.
+        width: of the latent or picture, at least ``tile``.
+        tile: side of the squares.
+        stride: from one to the next.
+
+    Raises:
+        ConfigError: the tiles would leave gaps, or are larger than the picture.
+    """
+    if not 0 < stride <= tile:
+        raise ConfigError(f"tiles of {tile} every {stride}: expected a stride from 1 to the side of the tiles.")
+    if min(height, width) < tile:
+        raise ConfigError(f"tiles of {tile} do not fit into {height} x {width}. Choose smaller ones, or none.")
+
+    def starts(length: int) -> list[int]:
+        regular = list(range(0, length - tile + 1, stride))
+        return regular if (length - tile) % stride == 0 else [*regular, length - tile]
+
+    corners = tuple((y, x) for y in starts(height) for x in starts(width))
+    return LatentTiles(tile, tile, corners, symmetric=False)
 
 
 def _fitted(length: int, tile: int, overlap: int) -> tuple[int, list[int]]:

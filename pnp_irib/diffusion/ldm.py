@@ -1,4 +1,4 @@
-"""Networks of Stable Diffusion 2.x under the names of the code that it was trained with (latent diffusion, OpenCLIP).
+"""Networks of Stable Diffusion 2.x and XL under the names of the code that they were trained with (latent diffusion, OpenCLIP).
 
 Here are those names for each parameter of the networks of diffusers and transformers, and the sizes of the networks, which
 the shapes of the tensors tell.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,18 @@ from torch import Tensor, nn
 from pnp_irib.errors import WeightsError
 from pnp_irib.weights import load_strictly
 
-__all__ = ["Published", "empty_network", "load_published", "text_names", "unet_names", "vae_names"]
+__all__ = [
+    "SD2",
+    "XL",
+    "Family",
+    "Published",
+    "clip_names",
+    "empty_network",
+    "load_published",
+    "text_names",
+    "unet_names",
+    "vae_names",
+]
 
 _RESNET = {
     "norm1": "in_layers.0",
@@ -38,6 +49,22 @@ _TEXT_LAYER = {
 _FUSED = re.compile(r"self_attn\.([qkv])_proj")
 
 
+class Family(NamedTuple):
+    """What the tensors of a model do not tell.
+
+    Attributes:
+        title: for messages.
+        scaling: of latents.
+    """
+
+    title: str
+    scaling: float
+
+
+SD2 = Family("Stable Diffusion 2.x", 0.18215)
+XL = Family("Stable Diffusion XL", 0.13025)
+
+
 def unet_names(own: Iterable[str], layers: int) -> dict[str, str]:
     """Published names of a UNet's or ControlNet's parameters, by their own in diffusers.
 
@@ -55,6 +82,8 @@ def _unet_name(name: str, step: int, attentive: set[str]) -> str:
     match name.split("."):
         case ["time_embedding", layer, kind]:
             return f"time_embed.{0 if layer == 'linear_1' else 2}.{kind}"
+        case ["add_embedding", layer, kind]:
+            return f"label_emb.0.{0 if layer == 'linear_1' else 2}.{kind}"
         case ["conv_in", kind]:
             return f"input_blocks.0.0.{kind}"
         case ["down_blocks", level, "downsamplers", "0", "conv", kind]:
@@ -115,8 +144,13 @@ def _vae_resnet(rest: list[str]) -> str:
     return ".".join(rest).replace("conv_shortcut", "nin_shortcut")
 
 
+def clip_names(own: Iterable[str]) -> dict[str, str]:
+    """Published names of the parameters of a text encoder of OpenAI, by their own in transformers, where it comes from."""
+    return {name: name.removeprefix("text_model.") for name in own}
+
+
 def text_names(own: Iterable[str]) -> dict[str, str]:
-    """Published names of a text encoder's parameters, by their own in transformers; three of them share one tensor."""
+    """The same of one of OpenCLIP, whose names are others; three parameters share one tensor."""
     return {name: _text_name(name.removeprefix("text_model.")) for name in own}
 
 
@@ -128,6 +162,8 @@ def _text_name(name: str) -> str:
             return "positional_embedding"
         case ["final_layer_norm", kind]:
             return f"ln_final.{kind}"
+        case ["text_projection", _]:
+            return "text_projection"
         case ["encoder", "layers", number, "self_attn", "q_proj" | "k_proj" | "v_proj", kind]:
             return f"transformer.resblocks.{number}.attn.in_proj_{kind}"
         case ["encoder", "layers", number, *part, kind]:
@@ -181,8 +217,10 @@ def load_published(
     for name, published in names.items():
         uses[published] -= 1
         value = tensors[published] if uses[published] else tensors.pop(published)
-        if third := _FUSED.search(name):
+        if ".in_proj_" in published and (third := _FUSED.search(name)):
             value = value.tensor_split(3)["qkv".index(third[1])]
+        if published == "text_projection":  # OpenCLIP multiplies from the other side
+            value = value.mT
         if own[name].ndim == 2 and value.shape[2:] == (1, 1):  # a convolution of one pixel is a linear layer
             value = value.flatten(1)
         found[name] = _of_its_own(value).to(own[name].dtype)
@@ -205,12 +243,14 @@ class Published:
         tensors: by published names.
         source: of them, for messages.
         prefix: that their names have in the file, for messages.
+        family: that the model is of.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], *, source: str, prefix: str = "") -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], *, source: str, prefix: str = "", family: Family = SD2) -> None:
         self.shapes = {name: tuple(value.shape) for name, value in tensors.items()}
         self.source = source
         self.prefix = prefix
+        self.family = family
 
     def size(self, name: str, dimension: int = 0) -> int:
         """One dimension of a tensor.
@@ -221,7 +261,7 @@ class Published:
         shape = self.shapes.get(name, ())
         if dimension >= len(shape):
             said = f"has {self.prefix}{name} of the shape {shape}" if name in self.shapes else f"misses {self.prefix}{name}"
-            raise WeightsError(f"{self.source} {said}; expected Stable Diffusion 2.x as its authors publish it.")
+            raise WeightsError(f"{self.source} {said}; expected {self.family.title} as its authors publish it.")
         return shape[dimension]
 
     def count(self, pattern: str) -> int:
@@ -241,11 +281,15 @@ class Published:
             )
         return width // of
 
-    def unet(self, head_width: int) -> dict[str, Any]:
+    def unet(self, head_width: int, pooled: int | None = None) -> dict[str, Any]:
         """Arguments of its ``UNet2DConditionModel``.
 
+        Args:
+            head_width: channels of an attention head.
+            pooled: width of the vector of a text that it reads beside six lengths in pixels; None: it reads neither.
+
         Raises:
-            WeightsError: it is none of Stable Diffusion 2.x.
+            WeightsError: it is none of the family.
         """
         levels = 1 + self.count(r"input_blocks\.(\d+)\.0\.op\.")
         blocks = self.count(r"input_blocks\.(\d+)\.")
@@ -253,7 +297,7 @@ class Published:
         if step < 2 or blocks % levels:
             raise WeightsError(
                 f"{self.source} has {blocks} blocks in {levels} levels ({self.prefix}input_blocks.*); expected the same "
-                f"number in each, as in Stable Diffusion 2.x."
+                f"number in each, as in {self.family.title}."
             )
         first = [f"input_blocks.{1 + level * step}" for level in range(levels)]
         widths = [self.size(f"{block}.0.out_layers.3.weight") for block in first]
@@ -273,13 +317,28 @@ class Published:
             "attention_head_dim": [self.heads(width, head_width) for width in widths],
             "use_linear_projection": len(self.shapes["middle_block.1.proj_in.weight"]) == 2,
             "norm_num_groups": 32,
+            **({} if pooled is None else self._beside(pooled)),
+        }
+
+    def _beside(self, pooled: int) -> dict[str, Any]:
+        """Arguments of a UNet that say what it reads beside the words."""
+        width = self.size("label_emb.0.0.weight", 1)
+        if width <= pooled or (width - pooled) % 6:
+            raise WeightsError(
+                f"{self.source} reads {width} numbers beside the words ({self.prefix}label_emb.0.0.weight); expected the "
+                f"{pooled} of its text encoder and a multiple of 6, as in {self.family.title}."
+            )
+        return {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": (width - pooled) // 6,
+            "projection_class_embeddings_input_dim": width,
         }
 
     def vae(self) -> dict[str, Any]:
         """Arguments of its ``AutoencoderKL``.
 
         Raises:
-            WeightsError: it is none of Stable Diffusion 2.x.
+            WeightsError: it is none of the family.
         """
         levels = self.count(r"encoder\.down\.(\d+)\.")
         return {
@@ -291,11 +350,16 @@ class Published:
             "down_block_types": ["DownEncoderBlock2D"] * levels,
             "up_block_types": ["UpDecoderBlock2D"] * levels,
             "norm_num_groups": 32,
-            "scaling_factor": 0.18215,
+            "scaling_factor": self.family.scaling,
         }
 
-    def text(self, head_width: int) -> dict[str, Any]:
-        """Arguments of a ``CLIPTextConfig``, without the last layer, which Stable Diffusion 2.x does not use.
+    def text(self, head_width: int, *, pooled: bool = False) -> dict[str, Any]:
+        """Arguments of the ``CLIPTextConfig`` of an encoder of OpenCLIP.
+
+        Args:
+            head_width: channels of an attention head.
+            pooled: with the last layer and what makes one vector of it; False: without, as Stable Diffusion 2.x does not use
+                them.
 
         Raises:
             WeightsError: it is none of OpenCLIP.
@@ -304,9 +368,27 @@ class Published:
         return {
             "hidden_size": width,
             "intermediate_size": self.size("transformer.resblocks.0.mlp.c_fc.weight"),
-            "num_hidden_layers": self.count(r"transformer\.resblocks\.(\d+)\.") - 1,
+            "num_hidden_layers": self.count(r"transformer\.resblocks\.(\d+)\.") - (not pooled),
             "num_attention_heads": self.heads(width, head_width),
             "vocab_size": self.size("token_embedding.weight"),
             "max_position_embeddings": self.size("positional_embedding"),
             "hidden_act": "gelu",
+            **({"projection_dim": self.size("text_projection", 1)} if pooled else {}),
+        }
+
+    def clip(self, head_width: int) -> dict[str, Any]:
+        """Arguments of the ``CLIPTextConfig`` of an encoder of OpenAI.
+
+        Raises:
+            WeightsError: it is none.
+        """
+        width = self.size("final_layer_norm.weight")
+        return {
+            "hidden_size": width,
+            "intermediate_size": self.size("encoder.layers.0.mlp.fc1.weight"),
+            "num_hidden_layers": self.count(r"encoder\.layers\.(\d+)\."),
+            "num_attention_heads": self.heads(width, head_width),
+            "vocab_size": self.size("embeddings.token_embedding.weight"),
+            "max_position_embeddings": self.size("embeddings.position_embedding.weight"),
+            "hidden_act": "quick_gelu",
         }

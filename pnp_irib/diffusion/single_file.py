@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,24 +12,51 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pnp_irib.diffusion.ldm import Published, empty_network, load_published, text_names, unet_names, vae_names
+from pnp_irib.diffusion.ldm import (
+    SD2,
+    Family,
+    Published,
+    empty_network,
+    load_published,
+    text_names,
+    unet_names,
+    vae_names,
+)
 from pnp_irib.errors import WeightsError, check_number
 from pnp_irib.weights import load_checkpoint, read_pickle
 
-__all__ = ["TEXT", "UNET", "VAE", "Heads", "parts_of", "read_single_file"]
+__all__ = [
+    "TEXT",
+    "UNET",
+    "VAE",
+    "Heads",
+    "parts_of",
+    "read_single_file",
+    "taken",
+    "tensors_of",
+    "text_encoder_of",
+    "unet_of",
+    "vae_of",
+]
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.model."
 _OF_VAE = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 _OF_TEXT = re.compile(r"transformer\.resblocks\.(\d+)\.|token_embedding\.|positional_embedding$|ln_final\.")
+_OTHERS = {
+    "conditioner.embedders.0.transformer.": "Stable Diffusion XL",
+    "conditioner.embedders.0.model.": "the refiner of Stable Diffusion XL",
+    "cond_stage_model.transformer.": "Stable Diffusion 1.x",
+    "cond_stage_model.model.": "Stable Diffusion 2.x",
+}
 
 
 @dataclass(frozen=True)
 class Heads:
-    """Channels of an attention head, which a single file does not say. All of Stable Diffusion 2.x has 64.
+    """Channels of an attention head, which a single file does not say. Stable Diffusion 2.x and XL have 64 everywhere.
 
     Attributes:
         unet: of the UNet.
-        text: of the text encoder.
+        text: of the text encoders.
     """
 
     unet: int = 64
@@ -56,15 +83,9 @@ def read_single_file(
     Raises:
         WeightsError: damaged, or not such a file; names the first tensor that is missing.
     """
-    tensors = _tensors(file)
-    wanted = (*(() if without_unet else (UNET,)), VAE, TEXT)
-    if missing := [prefix for prefix in wanted if not any(key.startswith(prefix) for key in tensors)]:
-        raise WeightsError(
-            f"{file} holds no tensors named {', '.join(f'{prefix}*' for prefix in missing)}; expected Stable Diffusion 2.x as "
-            f"its authors publish it. Of another layout? Give a folder in the layout of diffusers."
-        )
+    tensors = tensors_of(file, (*(() if without_unet else (UNET,)), VAE, TEXT), SD2)
     if without_unet:
-        _taken(tensors, UNET)
+        taken(tensors, UNET)
     return parts_of(tensors, configs, dtype=dtype, heads=heads, source=str(file))
 
 
@@ -77,14 +98,23 @@ def parts_of(
         WeightsError: they do not fit; names the first that is missing.
     """
     heads = heads or Heads()
-    vae = _vae(_taken(tensors, VAE), configs, dtype, source)
-    encoder = _text_encoder(_taken(tensors, TEXT), configs, dtype, heads.text, source)
-    own = _taken(tensors, UNET)
-    return encoder, vae, _unet(own, configs, dtype, heads.unet, source) if own else None
+    vae = vae_of(taken(tensors, VAE), configs, dtype, source)
+    encoder = _text_encoder(taken(tensors, TEXT), configs, dtype, heads.text, source)
+    own = taken(tensors, UNET)
+    return encoder, vae, unet_of(own, configs, dtype, heads.unet, source) if own else None
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
-    """Those of the three parts."""
+def tensors_of(file: Path, wanted: Sequence[str], family: Family) -> dict[str, Tensor]:
+    """Tensors of a file by name: those of the parts that are wanted, each of which must be there.
+
+    Args:
+        file: ``.safetensors``, or ``.ckpt`` read with ``weights_only``.
+        wanted: beginnings of their names.
+        family: that is expected, for messages.
+
+    Raises:
+        WeightsError: damaged, or a part is not there; says what the file looks like.
+    """
     content = load_checkpoint(file) if file.suffix == ".safetensors" else read_pickle(file)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
@@ -92,25 +122,46 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{file} holds a {type(content).__name__}, expected tensors by name.")
     named = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     wrapped = "module." if next(iter(named), "").startswith("module.") else ""  # by what spreads a model over devices
-    return {name: value for key, value in named.items() if (name := key.removeprefix(wrapped)).startswith((UNET, VAE, TEXT))}
+    tensors = {key.removeprefix(wrapped): value for key, value in named.items()}
+    if missing := [prefix for prefix in wanted if not any(key.startswith(prefix) for key in tensors)]:
+        looks = (title for prefix, title in _OTHERS.items() if any(key.startswith(prefix) for key in tensors))
+        other = next((title for title in looks if title != family.title), None)
+        raise WeightsError(
+            f"{file} holds no tensors named {', '.join(f'{prefix}*' for prefix in missing)}; expected {family.title} as its "
+            f"authors publish it. "
+            + (f"It looks like {other}." if other else "Of another layout? Give a folder in the layout of diffusers.")
+        )
+    return {key: value for key, value in tensors.items() if key.startswith((UNET, *wanted))}
 
 
-def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """One part, out of the whole."""
     names = [key for key in tensors if key.startswith(prefix)]
     return {key.removeprefix(prefix): tensors.pop(key) for key in names}
 
 
-def _vae(tensors: dict[str, Tensor], configs: Path | None, dtype: torch.dtype, source: str) -> Any:
+def vae_of(tensors: dict[str, Tensor], configs: Path | None, dtype: torch.dtype, source: str, *, family: Family = SD2) -> Any:
+    """The VAE of its tensors; ``configs``: see `read_single_file`."""
     tensors = {name: value for name, value in tensors.items() if name.startswith(_OF_VAE)}  # not those of its training
-    config = _stated(configs, "vae") or Published(tensors, source=source, prefix=VAE).vae()
+    config = _stated(configs, "vae") or Published(tensors, source=source, prefix=VAE, family=family).vae()
     vae = empty_network("AutoencoderKL", config, dtype, source=str(configs or source))
     load_published(vae, vae_names(vae.state_dict()), tensors, source=source, prefix=VAE)
     return vae
 
 
-def _unet(tensors: dict[str, Tensor], configs: Path | None, dtype: torch.dtype, head_width: int, source: str) -> Any:
-    config = _stated(configs, "unet") or Published(tensors, source=source, prefix=UNET).unet(head_width)
+def unet_of(
+    tensors: dict[str, Tensor],
+    configs: Path | None,
+    dtype: torch.dtype,
+    head_width: int,
+    source: str,
+    *,
+    family: Family = SD2,
+    pooled: int | None = None,
+) -> Any:
+    """The UNet of its tensors; ``pooled``: see `Published.unet`."""
+    published = Published(tensors, source=source, prefix=UNET, family=family)
+    config = _stated(configs, "unet") or published.unet(head_width, pooled)
     unet = empty_network("UNet2DConditionModel", config, dtype, source=str(configs or source))
     load_published(unet, unet_names(unet.state_dict(), unet.config.layers_per_block), tensors, source=source, prefix=UNET)
     return unet
@@ -132,18 +183,48 @@ def _text_encoder(tensors: dict[str, Tensor], configs: Path | None, dtype: torch
         config = CLIPTextConfig(**Published(tensors, source=source, prefix=TEXT).text(head_width))
     else:
         config = CLIPTextConfig.from_pretrained(configs, subfolder="text_encoder", local_files_only=True)
-    try:
-        with torch.device("meta"):
-            encoder = CLIPTextModel(config)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise WeightsError(f"{configs or source} describes no text encoder that can be built: {error}") from error
-    nn.Module.to(encoder, dtype=dtype)
     used = {
         name: value
         for name, value in tensors.items()
         if (found := _OF_TEXT.match(name)) and int(found[1] or 0) < config.num_hidden_layers
     }
-    load_published(encoder, text_names(encoder.state_dict()), used, source=source, prefix=TEXT)
+    described = str(configs or source)
+    return text_encoder_of(CLIPTextModel, config, text_names, used, dtype, source, prefix=TEXT, described=described)
+
+
+def text_encoder_of(
+    kind: Any,
+    config: Any,
+    names: Callable[[Iterable[str]], dict[str, str]],
+    tensors: dict[str, Tensor],
+    dtype: torch.dtype,
+    source: str,
+    *,
+    prefix: str,
+    described: str | None = None,
+) -> Any:
+    """A text encoder of transformers, of its tensors.
+
+    Args:
+        kind: its class.
+        config: a ``CLIPTextConfig``.
+        names: gives the published names of its parameters.
+        tensors: by these.
+        dtype: of the weights.
+        source: of the tensors, for messages.
+        prefix: that their names have in the file, for messages.
+        described: where the configuration comes from, if elsewhere.
+
+    Raises:
+        WeightsError: there is no such encoder, or the tensors do not fit.
+    """
+    try:
+        with torch.device("meta"):
+            encoder = kind(config)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise WeightsError(f"{described or source} describes no text encoder that can be built: {error}") from error
+    nn.Module.to(encoder, dtype=dtype)
+    load_published(encoder, names(encoder.state_dict()), tensors, source=source, prefix=prefix)
     for module in encoder.modules():  # the only values that no file has
         if "position_ids" in module._buffers:
             module._buffers["position_ids"] = torch.arange(config.max_position_embeddings)[None]

@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pnp_irib.diffusion.latents import published_tiles
 from pnp_irib.errors import ConfigError, InputError
 from pnp_irib.images.resize import resize
 from pnp_irib.rrdb.network import RRDBNet
 from pnp_irib.runtime import give_memory_back
 from pnp_irib_diffbir.cleaners.sizes import SHORTEST, raised, short_side_to
 from pnp_irib_diffbir.cleaners.swinir import SwinIRInStrips
-from pnp_irib_diffbir.cleaners.tiles import blended, published_tiles, tiles_on_grid
+from pnp_irib_diffbir.cleaners.tiles import blended, tiles_on_grid
 
 __all__ = ["BSRNET", "SCUNET", "SWINIR", "Cleaner", "Kind"]
 

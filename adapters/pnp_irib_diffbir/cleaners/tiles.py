@@ -8,36 +8,10 @@ import torch
 from torch import Tensor
 
 from pnp_irib.diffusion.latents import LatentTiles, gaussian_window, plan_latent_tiles
-from pnp_irib.errors import ConfigError
 
-__all__ = ["blended", "published_tiles", "tiles_on_grid"]
+__all__ = ["blended", "tiles_on_grid"]
 
 OVERLAP = 128  # of neighbouring tiles, pixels
-
-
-def published_tiles(height: int, width: int, *, tile: int, stride: int) -> LatentTiles:
-    """Where the published code cuts a picture: every ``stride`` pixels, and once more at the end where that leaves a rest.
-
-    Args:
-        height: of the picture, at least ``tile``.
-        width: of the picture, at least ``tile``.
-        tile: side of the squares.
-        stride: from one to the next.
-
-    Raises:
-        ConfigError: the tiles would leave gaps, or are larger than the picture.
-    """
-    if not 0 < stride <= tile:
-        raise ConfigError(f"tiles of {tile} pixels every {stride}: expected a stride from 1 to the side of the tiles.")
-    if min(height, width) < tile:
-        raise ConfigError(f"tiles of {tile} pixels do not fit into {height} x {width}. Choose smaller ones, or none.")
-
-    def starts(length: int) -> list[int]:
-        regular = list(range(0, length - tile + 1, stride))
-        return regular if (length - tile) % stride == 0 else [*regular, length - tile]
-
-    corners = tuple((y, x) for y in starts(height) for x in starts(width))
-    return LatentTiles(tile, tile, corners, symmetric=False)
 
 
 def tiles_on_grid(height: int, width: int, *, multiple: int, pixels: int) -> LatentTiles | None:

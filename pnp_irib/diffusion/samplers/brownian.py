@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-__all__ = ["BrownianPath", "PathSource"]
+__all__ = ["BrownianPath", "PathSource", "increments"]
 
 
 @runtime_checkable
@@ -71,3 +71,17 @@ class BrownianPath:
             upper = above / (below + above) * whole + spread * self._draw()
             self._between[at - 1 : at] = [whole - upper, upper]
         knots.insert(at, place)
+
+
+def increments(noise: object, draw: Callable[[], Tensor], like: Tensor) -> Callable[[float, float], Tensor]:
+    """Gives the increments of a path from start to end: of the source of noise, where it has a path, else of a new one.
+
+    Args:
+        noise: the source.
+        draw: see `BrownianPath`.
+        like: a tensor of the shape and dtype that is wanted, and on the device.
+    """
+    if not isinstance(noise, PathSource):
+        return BrownianPath(draw).increment
+    source = noise
+    return lambda start, end: source.increment(tuple(like.shape), start, end, device=like.device, dtype=like.dtype)

@@ -171,7 +171,7 @@ def dpmpp_3m_sde(at: At[float], x: Tensor, *, eta: float = 1.0, s_noise: float =
 
 
 def _with_increment(at: At[float], x: Tensor, length: float, eta: float, s_noise: float) -> Tensor:
-    if eta == 0:
+    if eta == 0 or s_noise == 0:
         return x
     spread = at.there * math.sqrt(-math.expm1(-2 * eta * length))
     return x + s_noise * spread * at.increment(at.here, at.there)

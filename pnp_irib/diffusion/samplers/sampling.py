@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pnp_irib.diffusion.samplers import edm, edm_random, grids, steps
-from pnp_irib.diffusion.samplers.brownian import BrownianPath, PathSource
+from pnp_irib.diffusion.samplers.brownian import increments
 from pnp_irib.diffusion.samplers.grids import Level
 from pnp_irib.diffusion.samplers.tables import Numbers, Prediction, picture_from, posterior, rescaled_guidance
 from pnp_irib.diffusion.samplers.walk import walk
@@ -237,19 +237,13 @@ def sample(
     def draw() -> Tensor:
         return noise.normal(tuple(state.shape), device=state.device, dtype=state.dtype)
 
-    def increment(start: float, end: float) -> Tensor:
-        if isinstance(noise, PathSource):
-            return noise.increment(tuple(state.shape), start, end, device=state.device, dtype=state.dtype)
-        return path.increment(start, end)
-
-    path = BrownianPath(draw)
     return walk(
         _configured(sampler, sampling, alphas),
         state * plan.scale(plan.levels[0]),
         plan.levels,
         denoise,
         draw=draw,
-        increment=increment,
+        increment=increments(noise, draw, state),
         kept=kept,
         each=each,
         guide=guided if guide is not None else None,

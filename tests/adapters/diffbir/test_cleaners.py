@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pnp_irib.diffusion.latents import published_tiles
 from pnp_irib.errors import ConfigError, InputError, MissingExtraError, WeightsError
 from pnp_irib.images.io import read_picture
 from pnp_irib.images.resize import resize
 from pnp_irib_diffbir.cleaners.loading import cleaner_from, load_cleaner
 from pnp_irib_diffbir.cleaners.sizes import raised
-from pnp_irib_diffbir.cleaners.tiles import published_tiles, tiles_on_grid
+from pnp_irib_diffbir.cleaners.tiles import tiles_on_grid
 from tests.adapters.diffbir.cleaner_models import (
     NAMES,
     cleaner,

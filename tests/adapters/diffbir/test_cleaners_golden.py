@@ -10,11 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pnp_irib.diffusion.latents import gaussian_window
+from pnp_irib.diffusion.latents import gaussian_window, published_tiles
 from pnp_irib.diffusion.published import truncated
 from pnp_irib.images.resize import resize
 from pnp_irib_diffbir.cleaners.sizes import enlarged_as_published, short_side_to
-from pnp_irib_diffbir.cleaners.tiles import published_tiles
 from tests.adapters.diffbir.cleaner_models import cleaner, tensors
 from tests.golden import Case, cases_of, check
 

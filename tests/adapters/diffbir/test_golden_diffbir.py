@@ -12,10 +12,10 @@ from torch import Tensor
 
 from pnp_irib.diffusion.published import eight_bits
 from pnp_irib.diffusion.samplers.tables import picture_from
+from pnp_irib.diffusion.text_cleaning import cleaned
 from pnp_irib.diffusion.vae import PublishedTiles, decode
 from pnp_irib.images.color import wavelet
 from pnp_irib.noise import ReplayedNoise
-from pnp_irib_diffbir.prompts import cleaned
 from pnp_irib_diffbir.restorer import DiffBIR
 from pnp_irib_diffbir.versions import VERSIONS
 from tests.adapters.diffbir.cleaner_models import cleaner

@@ -14,11 +14,11 @@ from torch import Tensor
 from pnp_irib.diffusion.base import StableDiffusion
 from pnp_irib.diffusion.offload import vae_bytes
 from pnp_irib.diffusion.samplers.sampling import SAMPLERS, Guide, Sampling, sample
+from pnp_irib.diffusion.text_cleaning import cleaned
 from pnp_irib.diffusion.vae import decode, encode
 from pnp_irib.errors import ConfigError
 from pnp_irib.noise import ReplayedNoise, SeededNoise
 from pnp_irib_diffbir.guidance import RestorationGuidance, flatness, guide
-from pnp_irib_diffbir.prompts import cleaned
 from tests.adapters.diffbir.models import build
 from tests.golden import Case, cases_of, check
 

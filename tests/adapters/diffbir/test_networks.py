@@ -13,12 +13,13 @@ from torch import Tensor
 from pnp_irib.diffusion.base import StableDiffusion
 from pnp_irib.diffusion.ldm import text_names, unet_names, vae_names
 from pnp_irib.diffusion.single_file import TEXT, UNET, VAE
+from pnp_irib.diffusion.text_cleaning import cleaned
 from pnp_irib.diffusion.vae import PublishedTiles, VaeMode, decode, encode
 from pnp_irib.diffusion.vae_published import plan_tiles
 from pnp_irib.errors import WeightsError
 from pnp_irib_diffbir.files import read_controlnet
 from pnp_irib_diffbir.networks import Networks, controlnet_names
-from pnp_irib_diffbir.prompts import NEGATIVE, NEGATIVE_V2, POSITIVE, cleaned
+from pnp_irib_diffbir.prompts import NEGATIVE, NEGATIVE_V2, POSITIVE
 from tests.adapters.diffbir.models import BASE, CONTROLNET, build, file
 from tests.golden import Case, cases_of, check
 

@@ -357,6 +357,13 @@ def test_tiles_of_the_vae_may_be_a_mapping() -> None:
     assert build(compat="upstream").vae_mode == PublishedTiles()
 
 
+@pytest.mark.parametrize("option", ["added_prompt", "negative_prompt"])
+def test_prompts_that_are_no_texts_are_told(option: str) -> None:
+    given: dict[str, Any] = {option: 3}
+    with pytest.raises(ConfigError, match=f"^{option}=3: expected a text"):
+        build(**given)
+
+
 def test_what_is_missing_or_does_not_fit_is_told(tmp_path: Path, turbo: Path) -> None:
     def told(match: str, **options: Any) -> None:
         given: dict[str, Any] = {"base": BASE, "checkpoint": MODEL / "seesr", "dape": DAPE}
@@ -380,8 +387,6 @@ def test_what_is_missing_or_does_not_fit_is_told(tmp_path: Path, turbo: Path) ->
     told("whole numbers", compat="upstream", upscale=2.5)
     for options in ({"num_inference_steps": 0}, {"num_inference_steps": 1001}, {"guidance_scale": -1}, {"batch": 0}):
         told("=", **options)
-    for option in ("added_prompt", "negative_prompt"):
-        told(f"{option}=3: expected a text", **{option: 3})
     copy = tmp_path / "seesr"
     shutil.copytree(MODEL / "seesr", copy, copy_function=shutil.copyfile)
     weights = copy / "controlnet" / "diffusion_pytorch_model.safetensors"
