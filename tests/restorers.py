@@ -13,4 +13,5 @@ OURS = [
     "seesr",
     "seesr-turbo",
     "spandrel",
+    "supir",
 ]

@@ -14,7 +14,6 @@ from torch import Tensor
 from pnp_irib.convolution import in_fewer_products
 from pnp_irib.diffusion.base import StableDiffusion
 from pnp_irib.diffusion.latents import Cuts, LatentTiles, predict_in_tiles, published_tiles
-from pnp_irib.diffusion.offload import unet_bytes
 from pnp_irib.diffusion.published import batch_of, eight_bits, truncated
 from pnp_irib.diffusion.restorer import DiffusionRestorer, check_choices, check_options, read_mapping
 from pnp_irib.diffusion.samplers.sampling import Guide, Sampling, sample, step_count
@@ -93,6 +92,7 @@ class DiffBIR(KeepsLastSteps, DiffusionRestorer):
         ConfigError: an option has a value that is impossible.
     """
 
+    base: StableDiffusion
     whole_scales: ClassVar[bool] = False
     usual_tiles: ClassVar[PublishedTiles] = PublishedTiles(encoder=None, decoder=None, narrow_whole=True)
 
@@ -326,14 +326,6 @@ class DiffBIR(KeepsLastSteps, DiffusionRestorer):
             return None
         return published_tiles(height, width, tile=self.latent_tile, stride=self.latent_tile - self.latent_overlap)
 
-    def _at_a_time(self, positions: int) -> tuple[int, int]:
-        """How many latents of so many positions the networks take in one call, and the bytes of working memory for it."""
-        each = CONTROL_SHARE * unet_bytes(self.base.unet, positions, self.dtype.itemsize)
-        most = self.batch
-        if self.base.offload is not None:
-            most = max(1, min(most, int(self.base.offload.room("unet") / each)))
-        return most, int(most * each)
-
     def predictor(
         self, condition: Tensor, words: Tensor, tiles: LatentTiles | None
     ) -> Callable[[Tensor, float, float], Tensor]:
@@ -344,7 +336,9 @@ class DiffBIR(KeepsLastSteps, DiffusionRestorer):
             words: embeddings of the N texts and of the negative prompt.
             tiles: of the latent; None: one piece.
         """
-        most, working = self._at_a_time(tiles.height * tiles.width if tiles else condition[0, 0].numel())
+        most, working = self.at_a_time(
+            tiles.height * tiles.width if tiles else condition[0, 0].numel(), self.batch, CONTROL_SHARE
+        )
 
         def predict(latent: Tensor, timestep: float, scale: float) -> Tensor:
             def part(cut: Tensor, cuts: Cuts) -> Tensor:

@@ -60,6 +60,8 @@ class OSEDiff(DiffusionRestorer):
         dtype: "auto", or a dtype of all parts.
     """
 
+    base: StableDiffusion
+
     def __init__(
         self,
         base: StableDiffusion,

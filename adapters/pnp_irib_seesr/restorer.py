@@ -16,7 +16,6 @@ from pnp_irib.convolution import in_fewer_products
 from pnp_irib.diffusion.base import StableDiffusion
 from pnp_irib.diffusion.latents import Cuts, LatentTiles, predict_in_tiles
 from pnp_irib.diffusion.model import EPS
-from pnp_irib.diffusion.offload import unet_bytes
 from pnp_irib.diffusion.published import batch_of, eight_bits, enlarge, recolor, rounded, whole_scale
 from pnp_irib.diffusion.restorer import DiffusionRestorer, check_choices
 from pnp_irib.diffusion.schedule import KeepsLastSteps, leading, noised, sample, steps_of, trailing
@@ -77,6 +76,8 @@ class SeeSR(KeepsLastSteps, DiffusionRestorer):
     Attributes:
         on_step: called after every step with its number, the noise found, and the latent; None: nothing is.
     """
+
+    base: StableDiffusion
 
     def __init__(
         self,
@@ -233,7 +234,9 @@ class SeeSR(KeepsLastSteps, DiffusionRestorer):
         with torch.set_grad_enabled(torch.is_grad_enabled() and kept is None):
             latent = self._start(pictures, draw)
         tiles = self.plan(latent.shape[-2], latent.shape[-1])
-        most, working = self._at_a_time(tiles.height * tiles.width if tiles else latent[0, 0].numel())
+        most, working = self.at_a_time(
+            tiles.height * tiles.width if tiles else latent[0, 0].numel(), self.batch, CONTROL_SHARE
+        )
         with self.base.stage("unet", working), contextlib.ExitStack() as fast:
             if not self.compat:
                 fast.enter_context(in_fewer_products(self.networks))
@@ -259,14 +262,6 @@ class SeeSR(KeepsLastSteps, DiffusionRestorer):
         known = sample_posterior(mean, logvar, draw(shape)) if self.compat else mean
         level = self.base.alphas[START_LEVEL].item() if self.compat else self.steps[0].alpha
         return noised(known * self.base.vae.config.scaling_factor, latent, level)
-
-    def _at_a_time(self, positions: int) -> tuple[int, int]:
-        """How many latents of so many positions the networks take in one call, and the bytes of working memory for it."""
-        each = CONTROL_SHARE * unet_bytes(self.base.unet, positions, self.dtype.itemsize)
-        most = self.batch
-        if self.base.offload is not None:
-            most = max(1, min(most, int(self.base.offload.room("unet") / each)))
-        return most, int(most * each)
 
     def _predictor(
         self, pictures: Tensor, words: Tensor, image: Tensor, tiles: LatentTiles | None, most: int

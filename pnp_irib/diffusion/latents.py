@@ -95,7 +95,7 @@ def plan_latent_tiles(height: int, width: int, *, tile: int, overlap: int, compa
 
 
 def published_tiles(height: int, width: int, *, tile: int, stride: int) -> LatentTiles:
-    """Where the published code of DiffBIR and SUPIR cuts: every ``stride`` pixels, and once more at the end where that leaves a rest.
+    """Where published code of DiffBIR and SUPIR cuts: every ``stride``, and once more at the end where that leaves a rest.
 
     Args:
         height: of the latent or picture, at least ``tile``.

@@ -1,4 +1,4 @@
-"""Networks of Stable Diffusion 2.x and XL under the names of the code that they were trained with (latent diffusion, OpenCLIP).
+"""Networks of Stable Diffusion 2.x and XL under the names of the code that trained them (latent diffusion, OpenCLIP).
 
 Here are those names for each parameter of the networks of diffusers and transformers, and the sizes of the networks, which
 the shapes of the tensors tell.

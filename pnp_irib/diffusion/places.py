@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,16 +24,51 @@ from pnp_irib.hub import Name, Origin, parse_name
 from pnp_irib.hub.download import fetch, hub_address
 from pnp_irib.weights import cache_dir, origin_of, resolve_file
 
-__all__ = ["KNOWN", "SD21_BASE", "SD_TURBO", "Found", "KnownModel", "find_base", "places_of"]
+__all__ = [
+    "KNOWN",
+    "SD",
+    "SD21_BASE",
+    "SDXL",
+    "SDXL_BASE",
+    "SD_TURBO",
+    "Found",
+    "KnownModel",
+    "Layout",
+    "find_base",
+    "places_of",
+]
 
 TOKENIZER = ("tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer/tokenizer_config.json")
-CONFIGS = ("scheduler/scheduler_config.json", "text_encoder/config.json", "vae/config.json", "unet/config.json", *TOKENIZER)
-WEIGHTS = (
-    "text_encoder/model.safetensors",
-    "vae/diffusion_pytorch_model.safetensors",
-    "unet/diffusion_pytorch_model.safetensors",
-)
 OPTIONAL = ("tokenizer/special_tokens_map.json",)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Files of a model in the layout of diffusers.
+
+    Attributes:
+        title: of such models, for messages.
+        encoders: folders of its text encoders.
+    """
+
+    title: str
+    encoders: tuple[str, ...]
+
+    @property
+    def configs(self) -> tuple[str, ...]:
+        """The small files."""
+        parts = (*self.encoders, "vae", "unet")
+        return ("scheduler/scheduler_config.json", *(f"{part}/config.json" for part in parts), *TOKENIZER)
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The large ones."""
+        networks = (f"{part}/diffusion_pytorch_model.safetensors" for part in ("vae", "unet"))
+        return (*(f"{part}/model.safetensors" for part in self.encoders), *networks)
+
+
+SD = Layout("Stable Diffusion 1.x or 2.x", ("text_encoder",))
+SDXL = Layout("Stable Diffusion XL", ("text_encoder", "text_encoder_2"))
 
 
 @dataclass(frozen=True)
@@ -45,6 +81,7 @@ class KnownModel:
         licence: of its weights.
         places: repositories that have it, best first.
         hashes: sha256 of its weight files, as far as they are known.
+        layout: its files.
     """
 
     key: str
@@ -52,11 +89,12 @@ class KnownModel:
     licence: str
     places: tuple[str, ...]
     hashes: Mapping[str, str] = field(default_factory=dict)
+    layout: Layout = SD
 
     @property
     def variable(self) -> str:
         """The environment variable that names another place."""
-        return f"PNP_IRIB_{self.key.upper().replace('-', '_')}"
+        return f"PNP_IRIB_{re.sub('[-.]', '_', self.key.upper())}"
 
 
 SD21_BASE = KnownModel(
@@ -75,7 +113,14 @@ SD_TURBO = KnownModel(
     licence="Stability AI Community License",
     places=("hf-hub:stabilityai/sd-turbo",),
 )
-KNOWN = {known.key: known for known in (SD21_BASE, SD_TURBO)}
+SDXL_BASE = KnownModel(
+    key="stable-diffusion-xl-base-1.0",
+    title="Stable Diffusion XL base 1.0",
+    licence="CreativeML Open RAIL++-M",
+    places=("hf-hub:stabilityai/stable-diffusion-xl-base-1.0",),
+    layout=SDXL,
+)
+KNOWN = {known.key: known for known in (SD21_BASE, SD_TURBO, SDXL_BASE)}
 
 
 @dataclass(frozen=True)
@@ -91,7 +136,7 @@ class Found:
     origin: Origin
 
 
-def find_base(base: str | Path, *, only_configs: bool = False, without: str | None = None) -> Found:
+def find_base(base: str | Path, *, only_configs: bool = False, without: str | None = None, layout: Layout = SD) -> Found:
     """The files of a base model, fetched if need be.
 
     Args:
@@ -100,18 +145,27 @@ def find_base(base: str | Path, *, only_configs: bool = False, without: str | No
             `places_of`).
         only_configs: of a known model or a repository: the small files only, without weights.
         without: of these, a folder that is left out.
+        layout: that is wanted.
 
     Raises:
-        ConfigError: it is no place.
+        ConfigError: it is no place, or the name of a known model of another layout.
         WeightsError: it is nowhere, is a single file where only small files are wanted, or every mirror was refused: has other
             weights than the known, or than those that were used first.
     """
     if isinstance(base, str) and base in KNOWN:
-        return _first(KNOWN[base], only_configs=only_configs, without=without)
-    return _at(base, None, only_configs=only_configs, without=without)
+        if (known := KNOWN[base]).layout != layout:
+            raise ConfigError(
+                f"{base} is {known.layout.title}; expected {layout.title}, of which these are known: {_names(layout)}."
+            )
+        return _first(known, only_configs=only_configs, without=without)
+    return _at(base, None, only_configs=only_configs, without=without, layout=layout)
 
 
-def _at(place: str | Path, known: KnownModel | None, *, only_configs: bool, without: str | None) -> Found:
+def _names(layout: Layout) -> str:
+    return ", ".join(known.key for known in KNOWN.values() if known.layout == layout)
+
+
+def _at(place: str | Path, known: KnownModel | None, *, only_configs: bool, without: str | None, layout: Layout) -> Found:
     """What one place has."""
     if str(place).startswith("hf-hub:") and str(place).partition("@")[0].count("/") > 1:
         if only_configs:
@@ -126,7 +180,7 @@ def _at(place: str | Path, known: KnownModel | None, *, only_configs: bool, with
     if name.kind == "hf-hub":
         files = [
             file
-            for file in (CONFIGS if only_configs else (*CONFIGS, *WEIGHTS))
+            for file in (layout.configs if only_configs else (*layout.configs, *layout.weights))
             if without is None or not file.startswith(f"{without}/")
         ]
         licence = f"{known.licence} for {known.title}" if known is not None else None
@@ -136,7 +190,7 @@ def _at(place: str | Path, known: KnownModel | None, *, only_configs: bool, with
     if name.kind == "name" or not path.exists():
         raise WeightsError(
             f"there is no base model at {place}; expected a folder, a file, hf-hub:owner/repo, or a known name: "
-            f"{', '.join(KNOWN)}"
+            f"{_names(layout)}"
         )
     if only_configs and path.is_file():
         raise WeightsError(f"{place} is a single file")
@@ -183,7 +237,7 @@ def _first(known: KnownModel, *, only_configs: bool, without: str | None) -> Fou
     reasons: list[str] = []
     for place in places:
         try:
-            found = _at(place, known, only_configs=only_configs, without=without)
+            found = _at(place, known, only_configs=only_configs, without=without, layout=known.layout)
             if not only_configs:
                 _check(known, found)
         except (WeightsError, ConfigError) as error:
@@ -208,7 +262,7 @@ def _check(known: KnownModel, found: Found) -> None:
     origin = found.origin
     if found.path.is_dir() and not origin.files:  # of the user's own
         return
-    hashes = {file: sha256 for file in WEIGHTS if (sha256 := origin.hash_of(file)) is not None}
+    hashes = {file: sha256 for file in known.layout.weights if (sha256 := origin.hash_of(file)) is not None}
     record = cache_dir() / "bases" / f"{known.key}.json"
     try:
         content: Any = json.loads(record.read_text())

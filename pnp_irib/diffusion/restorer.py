@@ -10,8 +10,9 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from pnp_irib.diffusion.base import StableDiffusion
 from pnp_irib.diffusion.latents import LatentTiles, plan_latent_tiles
+from pnp_irib.diffusion.model import DiffusionModel
+from pnp_irib.diffusion.offload import unet_bytes
 from pnp_irib.diffusion.published import whole_scale
 from pnp_irib.diffusion.vae import PublishedTiles, VaeMode
 from pnp_irib.errors import ConfigError, check_number, did_you_mean
@@ -61,7 +62,7 @@ class DiffusionRestorer:
 
     def __init__(
         self,
-        base: StableDiffusion,
+        base: DiffusionModel[Any],
         spec: RestorerSpec,
         *,
         compat: Literal["upstream"] | None,
@@ -96,7 +97,7 @@ class DiffusionRestorer:
         # The published steps go through 8 bits.
         differentiable = spec.differentiable and compat is None
         self.spec = spec.model_copy(update={"default_scale": float(upscale), "differentiable": differentiable})
-        self.base = base
+        self.base: DiffusionModel[Any] = base
         self.sources: tuple[Origin, ...] = ()
         self.compat, self.upscale, self.process_size, self.color = compat, upscale, process_size, color
         self.latent_tile, self.latent_overlap = latent_tile, latent_overlap
@@ -143,13 +144,23 @@ class DiffusionRestorer:
         """What it was loaded from: its own files, and the base."""
         return (*self.sources, *(() if self.base.origin is None else (self.base.origin,)))
 
-    def framed(self, lq: Tensor, scale: float | None, network: Callable[[Tensor], Tensor]) -> Tensor:
+    def framed(
+        self,
+        lq: Tensor,
+        scale: float | None,
+        network: Callable[[Tensor], Tensor],
+        *,
+        multiple_of: int | None = None,
+        color: ColorMatch | None = None,
+    ) -> Tensor:
         """Enlarge, restore, give the colours back, and bring to the size that was asked for.
 
         Args:
             lq: (N, 3, H, W) in [0, 1].
             scale: see `pnp_irib.Restorer`.
-            network: maps pictures (N, 3, h, w) in [0, 1], sides multiples of ``base.factor``, to restored ones, about [0, 1].
+            network: maps pictures (N, 3, h, w) in [0, 1], sides multiples of ``multiple_of``, to restored ones, about [0, 1].
+            multiple_of: sides of what the network sees, pixels; None: ``base.factor``.
+            color: how the colours are given back; None: as the option says.
 
         Returns:
             (N, 3, round(H * scale), round(W * scale)).
@@ -157,10 +168,16 @@ class DiffusionRestorer:
         size = output_size(lq.shape[-2], lq.shape[-1], self.upscale if scale is None else scale)
         larger = max(1.0, self.shortest(*size) / min(size))
         seen = resize(lq, (max(size[0], round(size[0] * larger)), max(size[1], round(size[1] * larger)))).clamp(0, 1)
-        return self.finished(seen, size, network).to(lq)
+        return self.finished(seen, size, network, multiple_of=multiple_of, color=color).to(lq)
 
     def finished(
-        self, seen: Tensor, size: tuple[int, int], network: Callable[[Tensor], Tensor], *, multiple_of: int | None = None
+        self,
+        seen: Tensor,
+        size: tuple[int, int],
+        network: Callable[[Tensor], Tensor],
+        *,
+        multiple_of: int | None = None,
+        color: ColorMatch | None = None,
     ) -> Tensor:
         """Restore enlarged pictures, give the colours back, and bring to a size.
 
@@ -168,7 +185,8 @@ class DiffusionRestorer:
             seen: (N, 3, h, w) in [0, 1].
             size: (height, width) of the result.
             network: see `framed`.
-            multiple_of: sides of what the network sees, pixels; None: ``base.factor``.
+            multiple_of: see `framed`.
+            color: see `framed`.
 
         Returns:
             (N, 3, *size), of the dtype of ``seen``.
@@ -180,7 +198,7 @@ class DiffusionRestorer:
             raise ConfigError("memory= moves parts away that the backward pass needs. Leave it out to pass gradients.")
         multiple_of = self.base.factor if multiple_of is None else multiple_of
         picture = network(pad_to(seen, multiple_of=multiple_of))[..., : seen.shape[-2], : seen.shape[-1]].to(seen)
-        return resize(match_color(picture, seen, self.color), size)
+        return resize(match_color(picture, seen, self.color if color is None else color), size)
 
     def shortest(self, height: int, width: int) -> int:
         """Least shorter side of what the networks see of a picture: ``process_size``; less beyond 16:1, for the area's sake.
@@ -191,6 +209,19 @@ class DiffusionRestorer:
         """
         ratio = max(height, width) / min(height, width)
         return max(1, round(self.process_size * min(1.0, math.sqrt(LONGEST / ratio))))
+
+    def at_a_time(self, positions: int, most: int, share: float) -> tuple[int, int]:
+        """How many latents the networks take in one call, and the bytes of working memory for it.
+
+        Args:
+            positions: of one latent.
+            most: latents.
+            share: working memory of the networks over that of the UNet alone.
+        """
+        each = share * unet_bytes(self.base.unet, positions, self.dtype.itemsize)
+        if self.base.offload is not None:
+            most = max(1, min(most, int(self.base.offload.room("unet") / each)))
+        return most, int(most * each)
 
     def plan(self, height: int, width: int) -> LatentTiles | None:
         """Tiles for a latent; with gradients, without ``compat``, none."""

@@ -1,4 +1,4 @@
-"""A Stable Diffusion XL model in one file, in the layout of its authors' training code, or of those who went on from theirs."""
+"""A Stable Diffusion XL model in one file, in the layout of its authors' training code."""
 
 from __future__ import annotations
 

@@ -375,9 +375,9 @@ def test_wrong_options_are_told() -> None:
     with pytest.raises(ConfigError, match=r"tiles of 40 pixels: the windows of this SwinIR need a multiple of 64"):
         copy.deepcopy(cleaner("swinir")).as_published(lq, tile=40)
     for stride in (0, 65):
-        with pytest.raises(ConfigError, match=rf"tiles of 64 pixels every {stride}: expected a stride from 1"):
+        with pytest.raises(ConfigError, match=rf"tiles of 64 every {stride}: expected a stride from 1"):
             cleaner("scunet").as_published(lq, tile=64, stride=stride)
-    with pytest.raises(ConfigError, match=r"tiles of 64 pixels do not fit into 63 x 80"):
+    with pytest.raises(ConfigError, match=r"tiles of 64 do not fit into 63 x 80"):
         published_tiles(63, 80, tile=64, stride=32)
     with pytest.raises(InputError, match=r"scunet keeps the size of pictures, 70 x 80, but 140 x 160 are wanted"):
         cleaner("scunet").as_published(lq, (140, 160))

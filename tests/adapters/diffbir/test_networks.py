@@ -103,20 +103,6 @@ def test_prompts_are_read_as_published(case: Case, base: StableDiffusion) -> Non
     check(case, {"tokens": base.text.tokens(clean), "c_txt": base.embed(clean)})
 
 
-@pytest.mark.parametrize(
-    ("prompt", "expected"),
-    [
-        ("\u00abA\u00bb  \uff21\uff22\uff11\u3000\ufb01sh\ufb02y \u0132", "\u00aba\u00bb ab1 fishfly ij"),
-        ("Cafe\u0301\x00\x1b[31m red\ufeff\u201en\u201f \u2018b\u2019\r\n\u2028c", "caf\u00e9 red\"n\" 'b' c"),
-        ("&lt;b&gt; &amp;amp;amp;amp;quot;x\n<i> &amp;amp;lt;y\n&amp;amp;lt;z", '<b> "x <i> &lt;y &lt;z'),
-        ("\ud83d\ude00 \ud83d", "\U0001f600 \ufffd"),
-        ("  \t ", ""),
-    ],
-)
-def test_odd_characters_are_mended(prompt: str, expected: str) -> None:
-    assert cleaned(prompt) == expected
-
-
 def pictures(case: Case) -> Tensor:
     return case.tensors["image_u8"].permute(2, 0, 1)[None].float() / 255 * 2 - 1
 

@@ -1,0 +1,1 @@
+"""SUPIR (arXiv 2401.13627) as a restorer."""
