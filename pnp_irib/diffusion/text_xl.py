@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pnp_irib.diffusion.text import Embedder, padded_tokens
 from pnp_irib.diffusion.text_cleaning import cleaned
+from pnp_irib.runtime import BORROWING
 
 __all__ = ["TextEmbedderXL", "Words"]
 
@@ -57,12 +58,30 @@ class TextEmbedderXL(Embedder[Words]):
 
     def encode(self, text: str, device: torch.device) -> tuple[Tensor, ...]:
         """See `Embedder`."""
-        first, second = (
-            encoder(ids.to(device), output_hidden_states=True)
-            for encoder, ids in zip(self.encoder, self.tokens([text]), strict=True)
-        )
-        return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], 2), second.text_embeds
+        encoded = zip(self.encoder, self.tokens([text]), strict=True)
+        (first, _), (second, found) = (_before_last_layer(encoder, ids.to(device)) for encoder, ids in encoded)
+        return torch.cat([first, second], 2), found.text_embeds
 
     def together(self, *found: Tensor) -> Words:
         """See `Embedder`."""
         return Words(*found)
+
+
+def _before_last_layer(encoder: Any, ids: Tensor) -> tuple[Tensor, Any]:
+    """Hidden states that a text encoder's last layer is given, and all that the encoder says.
+
+    Asked for hidden states, transformers leaves hooks behind.
+    """
+    seen: list[Tensor] = []
+
+    def keep(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        seen.append(given[0] if given else named["hidden_states"])
+
+    with BORROWING:
+        last = getattr(encoder, "text_model", encoder).encoder.layers[-1]
+        hook = last.register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            found = encoder(ids)
+        finally:
+            hook.remove()
+    return seen[0], found
