@@ -114,7 +114,8 @@ def read_networks(folder: Path, dtype: torch.dtype, unet: Any = None) -> tuple[A
 
     def network(kind: Any, part: str) -> Any:
         options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
-        return _complete(*kind.from_pretrained(folder, subfolder=part, torch_dtype=dtype, **options), folder / part)
+        found, info = kind.from_pretrained(folder, subfolder=part, torch_dtype=dtype, **options)
+        return _complete(found, info, folder / part)
 
     return network(AutoencoderKL, "vae"), network(UNet2DConditionModel, "unet") if unet is None else unet
 

@@ -149,7 +149,7 @@ def _check_noise(scheduler: Any, place: str | Path) -> None:
         raise WeightsError(f"the base model {place} was trained on {own}; expected {usual}, as {SDXL_BASE.title} was.")
 
 
-def _check_widths(place: str | Path, encoders: nn.ModuleList, unet: Any) -> None:
+def _check_widths(place: str | Path, encoders: Any, unet: Any) -> None:
     """Raise unless the UNet reads what the text encoders give."""
     clip, openclip = (encoder.config for encoder in encoders)
     config = unet.config

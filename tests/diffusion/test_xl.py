@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def base() -> StableDiffusionXL:
 def written(tmp_path: Path) -> Callable[..., Path]:
     """Writes a single file with other tensors; None: one that is left out."""
 
-    def write(changed: dict[str, Tensor | None] | None = None) -> Path:
+    def write(changed: Mapping[str, Tensor | None] | None = None) -> Path:
         tensors = {name: value for name, value in {**single_file(), **(changed or {})}.items() if value is not None}
         save_file(tensors, tmp_path / "xl.safetensors")
         return tmp_path / "xl.safetensors"
@@ -251,7 +251,7 @@ def test_what_is_missing_is_named(written: Callable[..., Path], name: str) -> No
 
 
 def test_what_a_single_file_is_instead_is_told(written: Callable[..., Path], tmp_path: Path) -> None:
-    def told(changed: dict[str, Tensor | None], **options: Any) -> str:
+    def told(changed: Mapping[str, Tensor | None], **options: Any) -> str:
         with pytest.raises(WeightsError) as error:
             load(written(changed), **options)
         return str(error.value)
