@@ -10,6 +10,7 @@ OURS = [
     "realesr-animevideov3",
     "realesrgan-x4plus",
     "realesrgan-x4plus-anime",
+    "s3diff",
     "seesr",
     "seesr-turbo",
     "spandrel",
