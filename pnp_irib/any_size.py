@@ -18,7 +18,7 @@ from pnp_irib.images.tensors import output_size
 from pnp_irib.images.tiling import tile_for_budget, tiled
 from pnp_irib.noise import SeededNoise
 from pnp_irib.prompts import Prompt
-from pnp_irib.restorer import NoiseSource, Restorer, TilingRestorer
+from pnp_irib.restorer import NoiseSource, ReadsInput, Restorer, TilingRestorer
 from pnp_irib.runtime import frozen
 from pnp_irib.spec import RestorerSpec
 
@@ -68,6 +68,7 @@ def restore_any_size(
     prompts: Sequence[Prompt | None] | None = None,
     noise: NoiseSource | None = None,
     tile: int | None = None,
+    elq: Tensor | None = None,
 ) -> Tensor:
     """Restored pictures (N, 3, round(H * scale), round(W * scale)), not clamped, under the caller's grad mode.
 
@@ -78,12 +79,15 @@ def restore_any_size(
         prompts: one a picture, or None.
         noise: where its randomness comes from.
         tile: side of the tiles in input pixels; None: in one piece.
+        elq: what a projector made ``lq`` of, (N, 3, h, w), for restorers that look at it, see `ReadsInput`.
 
     Raises:
         InputError: the restorer gave another size than its spec promises.
     """
     # A Restorer that is a module is borrowed like any other: its flags and buffers come out as they went in.
-    with frozen(restorer) if isinstance(restorer, nn.Module) else contextlib.nullcontext():
+    lent = frozen(restorer) if isinstance(restorer, nn.Module) else contextlib.nullcontext()
+    reading = restorer.reading(elq) if elq is not None and isinstance(restorer, ReadsInput) else contextlib.nullcontext()
+    with lent, reading:
         return _restored(restorer, lq, scale, prompts, noise, tile)
 
 

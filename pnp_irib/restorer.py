@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pnp_irib.prompts import Prompt
     from pnp_irib.spec import RestorerSpec
 
-__all__ = ["MultiStepRestorer", "NoiseSource", "Restorer", "TilingRestorer"]
+__all__ = ["MultiStepRestorer", "NoiseSource", "ReadsInput", "Restorer", "TilingRestorer"]
 
 
 @runtime_checkable
@@ -66,6 +66,19 @@ class MultiStepRestorer(Protocol):
 
     def gradients_through(self, steps: int) -> AbstractContextManager[None]:
         """Inside, gradients pass through the last ``steps`` steps of each restoration; the ones before are constants."""
+        ...
+
+
+@runtime_checkable
+class ReadsInput(Protocol):
+    """A capability: a restorer that may look at the pictures that a projector was given, beside those that it made of them."""
+
+    def reading(self, pictures: Tensor) -> AbstractContextManager[None]:
+        """Inside, the pictures that are restored were made of these.
+
+        Args:
+            pictures: (N, 3, h, w) in [0, 1], as many as are restored.
+        """
         ...
 
 

@@ -220,7 +220,7 @@ class WrappedRestorer(HubMixin):
         check_picture(lq, name="lq")
         estimate, final_prompts, _ = self._look(lq, prompts, self.look_forward, strength=1.0)
         given, own_scale = fit_grid(estimate, lq, self.restorer.spec, scale)
-        return restore_any_size(self.restorer, given, scale=own_scale, prompts=final_prompts, noise=noise)
+        return restore_any_size(self.restorer, given, scale=own_scale, prompts=final_prompts, noise=noise, elq=lq)
 
     def __call__(
         self,
@@ -296,7 +296,8 @@ class WrappedRestorer(HubMixin):
             noise = SeededNoise([int(options.seed)])
             estimate, own_scale = fit_grid(estimate, elq, self.restorer.spec, scale)
             given = estimate.clone()  # a restorer may work in place
-            restored = restore_any_size(self.restorer, given, scale=own_scale, prompts=prompts, noise=noise, tile=side)
+            how = {"scale": own_scale, "prompts": prompts, "noise": noise, "tile": side, "elq": elq}
+            restored = restore_any_size(self.restorer, given, **how)  # type: ignore[arg-type]
             restored = finish(restored, self.restorer.spec.name, ours=side is not None)
             if options.color is not None:
                 reference = (elq if options.color_reference == "elq" else estimate).cpu()

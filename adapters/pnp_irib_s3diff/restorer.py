@@ -144,7 +144,7 @@ class S3Diff(DiffusionRestorer):
 
     @contextlib.contextmanager
     def reading(self, pictures: Tensor) -> Iterator[None]:
-        """See `pnp_irib.restorer.ReadsInput`. With ``scores="input"``, their degradation counts inside."""
+        """See `pnp_irib.restorer.ReadsInput`: with ``scores="input"``, their degradation counts inside, in this thread."""
         token = _INPUT.set(pictures)
         try:
             yield

@@ -157,7 +157,7 @@ class Forward:
             return terms
         given, scale = fit_grid(estimate, elq, self._restorer.spec, SCALE if self._restorer.spec.scale is None else None)
         with self._truncated(), self._accelerator.autocast():
-            restored = restore_any_size(self._restorer, given, scale=scale, prompts=prompts)
+            restored = restore_any_size(self._restorer, given, scale=scale, prompts=prompts, elq=elq)
         restored = restored.float()
         if not bool(restored.isfinite().all()):
             raise ConfigError(

@@ -74,7 +74,7 @@ class Validation:
             estimate = project(given)
             lq, scale = fit_grid(estimate, given, spec, SCALE if spec.scale != SCALE else None)
             tile = auto_tile(self._restorer, lq.shape[-2], lq.shape[-1])
-            restored = restore_any_size(self._restorer, lq, scale=scale, noise=SeededNoise([0]), tile=tile)
+            restored = restore_any_size(self._restorer, lq, scale=scale, noise=SeededNoise([0]), tile=tile, elq=given)
             restored = restored.float().clamp(0, 1)
             found["feature_distance"].append(float(feature_distance(self._network, restored, hq.to(self._device))))
             restored = restored.cpu()

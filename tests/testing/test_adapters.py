@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import tests.adapters.diffbir.models as diffbir
+import tests.adapters.s3diff.models as s3diff
 import tests.adapters.seesr.models as seesr
 import tests.adapters.supir.models as supir
 from pnp_irib import list_restorers, load_restorer, wrap
@@ -63,6 +64,7 @@ BUILT: dict[str, Callable[[Path], Restorer]] = {
     "osediff-face": lambda _: osediff("osediff-face", "osediff_face.pkl"),
     **{f"diffbir-{name}": partial(cleaner, name) for name in NAMES},
     "diffbir": lambda _: diffbir.restorer(),
+    "s3diff": lambda _: s3diff.restorer(),
     "supir": lambda _: supir.restorer(),
     "seesr": lambda _: seesr.load(),
     "seesr-turbo": lambda folder: seesr.load(seesr.turbo_base(folder)),
@@ -76,7 +78,7 @@ LARGE = {"realesrgan-x4plus", "spandrel-dat", "seesr-turbo"}  # of the same code
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in LARGE else []) for n in BUILT])
 def test_it_keeps_to_the_protocol(name: str, tmp_path: Path) -> None:
-    few = (1, 16, 33) if name.startswith(("seesr", "diffbir", "supir")) else FEW  # of many steps, or of large networks
+    few = (1, 16, 33) if name.startswith(("seesr", "diffbir", "supir", "s3diff")) else FEW  # of many steps, or of large networks
     sizes = tuple(range(1, 66)) if name in WHOLE else few
     report = check_adapter(BUILT[name](tmp_path), sizes=sizes)
     assert report.ok
