@@ -184,14 +184,16 @@ def saved_name(extractor: object) -> str | None:
     Raises:
         ConfigError: it is an object of the user's.
     """
-    if isinstance(extractor, str) and file_of(extractor) is not None:
+    if extractor is None:
+        return None
+    name = extractor if isinstance(extractor, str) else str(getattr(extractor, "name", type(extractor).__name__))
+    if file_of(name) is not None:
         raise ConfigError(
-            f"the extractor {extractor!r} names a file of this machine and cannot be saved; wrap without it, and give it "
+            f"the extractor {name!r} names a file of this machine and cannot be saved; wrap without it, and give it "
             f"again when you load."
         )
-    if extractor is None or isinstance(extractor, str):
+    if isinstance(extractor, str):
         return extractor
-    name = str(getattr(extractor, "name", type(extractor).__name__))
     with contextlib.suppress(PnPIribError):
         if (again := load_extractor(name)) == extractor or (type(again) is type(extractor) and vars(again) == vars(extractor)):
             return name

@@ -142,7 +142,8 @@ def restore(
         str | None,
         typer.Option(
             help="What reads prompts off pictures: none, imagenet-tags, fixed:TEXT, dape:PATH or ram:PATH (tags of RAM, with "
-            "the files at PATH); default: imagenet-tags for looking forward."
+            "the files at PATH), caption:PATH (a model of transformers that captions); default: imagenet-tags for looking "
+            "forward."
         ),
     ] = None,
     scale: Annotated[float | None, typer.Option(help="Enlargement; default: the restorer's own.")] = None,

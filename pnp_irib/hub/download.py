@@ -18,7 +18,7 @@ from pnp_irib.hub.origin import Origin, SourceFile
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
-__all__ = ["Access", "Fetched", "explained", "fetch", "hub_address", "hub_hash"]
+__all__ = ["Access", "Fetched", "explained", "fetch", "hub_address", "hub_hash", "listed"]
 
 LARGE = 50_000_000  # bytes of a download above which its size and licences are said before it begins
 
@@ -104,11 +104,7 @@ def fetch(
             raise WeightsError(
                 f"{name}: force_download needs the network; leave out local_files_only, and unset HF_HUB_OFFLINE."
             )
-        if access.local_files_only or _offline():
-            raise WeightsError(
-                f"{name} is not complete in the Hub's cache, and offline nothing is fetched. Fetch it once with a network: "
-                f"unset HF_HUB_OFFLINE, and leave out local_files_only."
-            )
+        _check_online(name, access)
         info = HfApi(token=access.token).model_info(name.target, revision=name.revision, files_metadata=True)
         sizes = {entry.rfilename: entry.size or 0 for entry in info.siblings or ()}
         if missing := [file for file in files if file not in sizes]:
@@ -134,6 +130,22 @@ def fetch(
     except Exception as error:  # the client raises errors of its own, of its HTTP library, of the system, and ValueErrors
         raise explained(name, error) from error
     return Fetched(name, str(info.sha), paths)
+
+
+def listed(name: Name) -> tuple[str, ...]:
+    """Names of the files of a repository, asked of the Hub: for who knows only by what there is which files to `fetch`.
+
+    Raises:
+        WeightsError: there is no such repository or revision; it may not be read; or the Hub cannot be reached.
+    """
+    _check_online(name, Access())
+    from huggingface_hub import HfApi
+
+    try:
+        info = HfApi().model_info(name.target, revision=name.revision)
+    except Exception as error:  # as in `fetch`
+        raise explained(name, error) from error
+    return tuple(entry.rfilename for entry in info.siblings or ())
 
 
 def explained(name: Name, error: Exception) -> WeightsError:
@@ -188,6 +200,14 @@ def _present(name: Name, files: Sequence[str], access: Access, revision: str | N
 def _commit_of(path: Path, file: str) -> str:
     """The cache keeps the files of a commit in a folder of its name."""
     return path.parents[file.count("/")].name
+
+
+def _check_online(name: Name, access: Access) -> None:
+    if access.local_files_only or _offline():
+        raise WeightsError(
+            f"{name} is not complete in the Hub's cache, and offline nothing is fetched. Fetch it once with a network: "
+            f"unset HF_HUB_OFFLINE, and leave out local_files_only."
+        )
 
 
 def _offline() -> bool:

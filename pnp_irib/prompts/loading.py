@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pnp_irib.errors import ConfigError, did_you_mean
 from pnp_irib.prompts.base import PromptExtractor
+from pnp_irib.prompts.captions import Captions
 from pnp_irib.prompts.imagenet_tags import ImageNetTags
 from pnp_irib.prompts.ram import RamTags
 from pnp_irib.prompts.simple import CallablePrompt, FixedPrompt, NoPrompt, Prompts
@@ -18,7 +19,9 @@ __all__ = ["file_of", "load_extractor"]
 
 _FIXED = "fixed:"
 _TAGGERS = ("dape", "ram")
-_NAMES = ("none", "imagenet-tags", f"{_FIXED}TEXT", *(f"{tagger}:PATH" for tagger in _TAGGERS))
+_CAPTION = "caption"
+_WITH_PATH = (*_TAGGERS, _CAPTION)
+_NAMES = ("none", "imagenet-tags", f"{_FIXED}TEXT", *(f"{kind}:PATH" for kind in _WITH_PATH))
 
 
 def load_extractor(spec: str | PromptExtractor | Callable[[Tensor], Prompts] | None) -> PromptExtractor:
@@ -26,12 +29,12 @@ def load_extractor(spec: str | PromptExtractor | Callable[[Tensor], Prompts] | N
 
     Args:
         spec: ``None`` or ``"none"``, ``"imagenet-tags"``, ``"fixed:TEXT"``, ``"dape:PATH"`` or ``"ram:PATH"`` (`RamTags` with
-            and without DAPE; the files are at PATH), an extractor (returned as it is), or a function as `CallablePrompt` takes
-            it.
+            and without DAPE; the files are at PATH), ``"caption:PATH"`` (`Captions`; PATH is the folder of a model, or
+            ``hf-hub:owner/repo[@revision]``), an extractor (returned as it is), or a function as `CallablePrompt` takes it.
 
     Raises:
         ConfigError: the name is unknown or lacks its TEXT or PATH, or ``spec`` is neither a name nor callable.
-        WeightsError: the files of ``dape:PATH`` are not there.
+        WeightsError: the files of ``dape:PATH`` or ``caption:PATH`` are not there.
     """
     if spec is None:
         return NoPrompt()
@@ -52,7 +55,7 @@ def load_extractor(spec: str | PromptExtractor | Callable[[Tensor], Prompts] | N
 def file_of(name: str) -> str | None:
     """The file or folder on this machine that the name of an extractor names, PATH of ``dape:PATH``; None if it names none."""
     kind, _, path = name.partition(":")
-    return path if kind in _TAGGERS and path and not path.startswith("hf-hub:") else None
+    return path if kind in _WITH_PATH and path and not path.startswith("hf-hub:") else None
 
 
 def _named(name: str) -> PromptExtractor:
@@ -62,10 +65,10 @@ def _named(name: str) -> PromptExtractor:
             raise ConfigError("the extractor 'fixed:' has no text; write fixed:TEXT, for example 'fixed:a red fishing boat'.")
         return fixed
     kind, _, path = name.partition(":")
-    if kind in _TAGGERS:
+    if kind in _WITH_PATH:
         if not path:
             raise ConfigError(f"the extractor {name!r} has no path; write {kind}:PATH, a folder or file with the weights.")
-        return RamTags(path, lora=kind == "dape")
+        return Captions(path) if kind == _CAPTION else RamTags(path, lora=kind == "dape")
     if name == "none":
         return NoPrompt()
     if name == "imagenet-tags":
