@@ -129,7 +129,7 @@ def test_copies_with_other_layers_share_the_rest() -> None:
     found = with_layers(module, {"1.0": other})
     assert found[1][0] is other
     assert found[0] is module[0]
-    assert found[1][1] is module[1][1]
+    assert found[1][1] is module.get_submodule("1.1")
     assert module.get_submodule("1.0") is not other
 
 
