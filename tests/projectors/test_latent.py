@@ -206,7 +206,9 @@ def test_saved_are_the_lora_and_the_first_convolution(base: StableDiffusion, tmp
         again = Projector.from_pretrained(folder)  # reads its own base
         assert isinstance(again, LatentProjector)
         assert torch.equal(again.project(elq), expected)
-    robust = wrap("osediff", base=PLACE, checkpoint=MODEL / "osediff.pkl", merged=False, projector=f"local-dir:{folder}")
+    robust = wrap(
+        "osediff", base=PLACE, checkpoint=MODEL / "osediff.pkl", merged=False, dtype="float32", projector=f"local-dir:{folder}"
+    )
     assert isinstance(robust.projector, LatentProjector)
     assert robust.projector.base is robust.restorer.base  # type: ignore[attr-defined]
     merged = wrap(osediff(StableDiffusion.load(PLACE), merged=True), projector=folder)

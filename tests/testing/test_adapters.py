@@ -78,7 +78,7 @@ LARGE = {"realesrgan-x4plus", "spandrel-dat", "seesr-turbo"}  # of the same code
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in LARGE else []) for n in BUILT])
 def test_it_keeps_to_the_protocol(name: str, tmp_path: Path) -> None:
-    few = (1, 16, 33) if name.startswith(("seesr", "diffbir", "supir", "s3diff")) else FEW  # of many steps, or of large networks
+    few = (1, 16, 33) if name.startswith(("seesr", "diffbir", "supir", "s3diff")) else FEW  # many steps, large networks
     sizes = tuple(range(1, 66)) if name in WHOLE else few
     report = check_adapter(BUILT[name](tmp_path), sizes=sizes)
     assert report.ok

@@ -51,6 +51,7 @@ def write(folder: Path, photographs: Path, **changes: Any) -> Path:
                 "checkpoint": str(MODEL / "osediff.pkl"),
                 "merged": False,
                 "process_size": 16,
+                "dtype": "float32",  # on every machine
             },
         },
         "objective": {"lq": 1.0, "hq": 0.5, "hq_prior": 0.05},
