@@ -36,6 +36,7 @@ class Used:
         projector_source: where the projector was loaded from: a place, with the commit for one of the Hub.
         projector_sha256: of its weights.
         files: that projector and restorer were loaded from, each behind its place, with their sha256.
+        weights_licence: of the restorer's weights: SPDX identifier or address, and whether it allows no commercial use.
     """
 
     restorer: str
@@ -51,6 +52,7 @@ class Used:
     projector_source: str | None = None
     projector_sha256: str | None = None
     files: dict[str, str] = field(default_factory=dict)
+    weights_licence: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

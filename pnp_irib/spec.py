@@ -30,6 +30,11 @@ class Licence(_Frozen):
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def said(self) -> str:
+        """Its name, with a word where commercial use is not allowed."""
+        return f"{self.name} (no commercial use)" if self.commercial is False else self.name
+
 
 class WeightsFile(_Frozen):
     """One file of weights and the places where it is found, best first.

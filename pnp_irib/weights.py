@@ -108,7 +108,9 @@ def resolve_file(name: str | Path, *, spec: RestorerSpec | None = None) -> Path:
     if len(parts) != 3 or not all(parts) or not valid_repository(f"{parts[0]}/{parts[1]}"):
         raise WeightsError(f"{text!r} names no file; expected hf-hub:owner/repo/file[@revision].")
     terms = (
-        None if spec is None else f"{spec.weights_licence} for the weights of {spec.name}, {spec.code_licence} for its code"
+        None
+        if spec is None
+        else f"{spec.weights_licence.said} for the weights of {spec.name}, {spec.code_licence} for its code"
     )
     repository = Name("hf-hub", f"{parts[0]}/{parts[1]}", revision or None)
     return fetch(repository, [parts[2]], licence=terms).paths[parts[2]]

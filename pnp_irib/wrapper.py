@@ -329,6 +329,7 @@ class WrappedRestorer(HubMixin):
             else None,
             files={f"{found}/{file.name}": file.sha256 for found in used_origins for file in found.files},
             color=f"{options.color} to {options.color_reference}" if options.color not in (None, "none") else None,
+            weights_licence=self.restorer.spec.weights_licence.said,
         )
         return Restoration(picture, estimate.cpu(), restored, alpha, prompts[0], trace, watch.seconds, used)
 
@@ -419,7 +420,7 @@ class WrappedRestorer(HubMixin):
         scale = f"x{spec.scale}" if spec.scale else "any scale"
         lines = [
             f"WrappedRestorer({spec.name}, {scale})",
-            row("restorer", f"{spec.title} ({self.recognised}); weights {spec.weights_licence}"),
+            row("restorer", f"{spec.title} ({self.recognised}); weights {spec.weights_licence.said}"),
             row("projector", self.describe_projector()),
             row("lfo", str(self.look_forward.rounds)),
         ]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pnp_irib.diffusion.ldm import load_published, unet_names, vae_names
 from pnp_irib.errors import WeightsError
+from pnp_irib.runtime import store_channels_last
 from pnp_irib.weights import load_checkpoint
 from pnp_irib_supir.connectors import Attended, Modulated
 from pnp_irib_supir.networks import Networks, empty_control_branch, places
@@ -109,6 +110,7 @@ def robust_vae_from(tensors: dict[str, Tensor], vae: Any, *, source: str, dtype:
     own = [f"encoder.{name}" for name in robust.encoder.state_dict()]
     names = {name.removeprefix("encoder."): published.removeprefix("encoder.") for name, published in vae_names(own).items()}
     _load(robust.encoder, names, tensors, ENCODER, source)
+    store_channels_last(robust.encoder)
     return robust
 
 

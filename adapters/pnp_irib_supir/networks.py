@@ -13,6 +13,7 @@ from pnp_irib.runtime import store_channels_last
 
 __all__ = ["Networks", "Place", "empty_control_branch", "places"]
 
+_EIGHT = torch.float8_e4m3fn
 _EXACT = ("norm", "conv_in", "conv_out", "embedding")  # small, and what they say goes everywhere
 SIZES = (1024.0, 1024.0, 0.0, 0.0, 1024.0, 1024.0)  # original, corner, target: the same whatever the picture
 
@@ -88,11 +89,15 @@ class Networks(nn.Module):
         store_channels_last(self)
 
     def keep_in_eight_bits(self) -> None:
-        """Hold the weights of large layers as float8 (e4m3) from now on; they compute as before. For inference."""
-        from diffusers.hooks.layerwise_casting import apply_layerwise_casting
+        """Hold the weights of large layers as float8 (e4m3) from now on; they compute as before. For inference.
 
-        dtype = self.unet.conv_in.weight.dtype
-        apply_layerwise_casting(self, torch.float8_e4m3fn, dtype, skip_modules_pattern=_EXACT)
+        Between calls they are stated to be bytes: moving all to another dtype changes nothing about them.
+        """
+        for name, layer in self.named_modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d) and not any(part in name for part in _EXACT):
+                _narrow(layer)
+                layer.register_forward_pre_hook(_widen)
+                layer.register_forward_hook(_narrow, always_call=True)
 
     def vector(self, pooled: Tensor) -> Tensor:
         """What the networks read beside text: prompts as a whole, and sizes.
@@ -136,7 +141,7 @@ class Networks(nn.Module):
                     x = block.attentions[number](x, encoder_hidden_states=text, return_dict=False)[0]
             for upsample in block.upsamplers or ():
                 place, connector = next(steps)
-                x = upsample(connector(maps[place.control], x, scale))
+                x = upsample(connector(maps[place.control], x, scale), skips[-1].shape[2:])  # sides may be odd
         found: Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))
         return found
 
@@ -144,6 +149,16 @@ class Networks(nn.Module):
         """What the control branch finds: the maps of its encoder, and that of its middle. For the arguments see `forward`."""
         first = self.control.conv_in(latent) + self.control.controlnet_cond_embedding(condition)
         return _encoded(self.control, first, _embedded(self.control, latent, timestep, vector), text)
+
+
+def _narrow(layer: Any, *_: Any) -> None:
+    """Weights to float8. A hook behind a layer's call."""
+    layer.weight.data = layer.weight.data.to(_EIGHT).view(torch.uint8)
+
+
+def _widen(layer: Any, given: tuple[Tensor, ...]) -> None:
+    """Weights to the dtype that the layer is given. A hook before its call."""
+    layer.weight.data = layer.weight.data.view(_EIGHT).to(given[0].dtype)
 
 
 def _embedded(part: Any, latent: Tensor, timestep: float, vector: Tensor) -> Tensor:

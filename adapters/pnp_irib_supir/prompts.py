@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 __all__ = ["NEGATIVE", "POSITIVE", "joined", "pieces"]
 
@@ -41,12 +41,21 @@ def pieces(caption: str, added: str, *, length: Callable[[str], int], most: int)
     whole = joined(caption, added)
     if length(whole) <= most:
         return [whole]
-    return [part for text in (caption, added) for part in _packed(text.split(), length, most)]
+    found: list[str] = []
+    for text in (caption, added):
+        words = [
+            part  # without blanks, as in Chinese, a word may be a whole text
+            for word in text.split()
+            for part in ([word] if length(word) <= most else _packed(word, "", length, most))
+        ]
+        found.extend(_packed(words, " ", length, most))
+    return found
 
 
-def _packed(words: list[str], length: Callable[[str], int], most: int) -> Iterator[str]:
-    """As many words as fit, time after time. A word that does not fit by itself will be cut."""
-    while words:
-        fitting = next((count for count in range(1, len(words)) if length(" ".join(words[: count + 1])) > most), len(words))
-        yield " ".join(words[:fitting])
-        words = words[fitting:]
+def _packed(parts: Sequence[str], between: str, length: Callable[[str], int], most: int) -> Iterator[str]:
+    """As many parts as fit, but at least one, time after time."""
+    while parts:
+        more = (count for count in range(1, len(parts)) if length(between.join(parts[: count + 1])) > most)
+        fitting = next(more, len(parts))
+        yield between.join(parts[:fitting])
+        parts = parts[fitting:]

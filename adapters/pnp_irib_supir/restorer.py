@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -23,7 +24,6 @@ from pnp_irib.images.tensors import output_size
 from pnp_irib.noise import SeededNoise
 from pnp_irib.prompts import Prompt
 from pnp_irib.restorer import NoiseSource
-from pnp_irib.runtime import choose_dtype
 from pnp_irib.spec import RestorerSpec
 from pnp_irib_supir.networks import Networks
 from pnp_irib_supir.prompts import NEGATIVE, POSITIVE, pieces
@@ -43,7 +43,7 @@ class Read(NamedTuple):
     Attributes:
         hidden: of each token, (N, length, width); shorter texts are filled up with empty pieces.
         pooled: of a text as a whole, (N, width).
-        lengths: of the texts without what fills them up, tokens; there may be none for the last.
+        lengths: that is read of each with the last, without what fills up both, tokens; there may be none for the last.
     """
 
     hidden: Tensor
@@ -182,36 +182,24 @@ class Supir(KeepsLastSteps, DiffusionRestorer):
             s_churn=s_churn,
             s_noise=s_noise,
             published=compat is not None,
-            rounding=self._asked[1],
         )
         self.networks, self.robust_vae, self.batch = networks, robust_vae, batch
         self.added_prompt, self.negative_prompt = added_prompt, negative_prompt
         self._latent_tiled = latent_tile is not None
         self.on_step: Callable[[int, Tensor, Tensor], None] | None = None
-        self.weights: Literal["float8"] | None = None
         vae = nn.ModuleList([base.vae, robust_vae.encoder])  # what the two have in common moves with both
-        self.settle(**({} if memory is None else {"unet": networks, "vae": vae}))
-        if weights is not None:
+        if weights is not None:  # before they move: the device need not have room for more
             networks.keep_in_eight_bits()
-            self.weights = weights
             self.spec = self.spec.model_copy(update={"differentiable": False})  # weights come and go
+        self.settle(**({} if memory is None else {"unet": networks, "vae": vae}))
 
     def to(self, device: Any = None, dtype: Any = None) -> Self:
-        """Move in place; ``dtype`` may be "auto".
-
-        Raises:
-            ConfigError: another dtype, with weights in 8 bits.
-        """
-        if self.weights is not None and dtype is not None:
-            if choose_dtype(dtype, self.device, self.spec.safe_dtypes) != self.dtype:
-                raise ConfigError(
-                    f"weights={self.weights!r} compute in {self.dtype}. Build another restorer with dtype={dtype}."
-                )
-            dtype = None
+        """Move in place; ``dtype`` may be "auto". Weights in 8 bits stay so, and compute in it."""
         super().to(device, dtype)
         waiting = self.base.offload is not None
         for part in (self.networks, self.robust_vae.encoder):
-            part.to(device=None if waiting else self.device, dtype=None if self.weights else self.dtype)
+            part.to(device=None if waiting else self.device, dtype=self.dtype)
+        self.schedule = replace(self.schedule, rounding=self.dtype)
         return self
 
     def restore(
@@ -250,19 +238,23 @@ class Supir(KeepsLastSteps, DiffusionRestorer):
         own = ["" if prompt is None else str(prompt) for prompt in given]
         if self.compat:
             return [[f"{text}{self.added_prompt}"] for text in own]
-        length, most = self.base.text.length, self.base.text.encoder[0].config.max_position_embeddings - 2
-        return [pieces(caption, self.added_prompt, length=length, most=most) for caption in own]
+        return [self._pieces(caption, self.added_prompt) for caption in own]
+
+    def _pieces(self, text: str, added: str = "") -> list[str]:
+        most = self.base.text.encoder[0].config.max_position_embeddings - 2
+        return pieces(text, added, length=self.base.text.length, most=most)
 
     def words(self, texts: Sequence[Sequence[str]]) -> Read:
         """What the networks read of texts in pieces, and in the last row of the negative prompt.
 
         As a whole, a text is its first piece.
         """
-        count = max(map(len, texts))
-        rows = [[*row, *[""] * (count - len(row))] for row in (*texts, [self.negative_prompt])]
+        negative = [self.negative_prompt] if self.compat else self._pieces(self.negative_prompt)
+        count = max(map(len, (*texts, negative)))
+        rows = [[*row, *[""] * (count - len(row))] for row in (*texts, negative)]
         found = self.base.embed([piece for row in rows for piece in row])
         hidden, pooled = (x.to(device=self.device, dtype=self.dtype) for x in found)
-        lengths = [hidden.shape[1] * len(row) for row in texts]
+        lengths = [hidden.shape[1] * max(len(row), len(negative)) for row in texts]
         return Read(hidden.unflatten(0, (-1, count)).flatten(1, 2), pooled[::count], tuple(lengths))
 
     def denoise(self, pictures: Tensor, texts: Sequence[Sequence[str]], noise: NoiseSource) -> Tensor:

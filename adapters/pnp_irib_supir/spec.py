@@ -7,9 +7,15 @@ from pnp_irib.spec import Licence, RestorerSpec, WeightsFile
 
 __all__ = ["FILES", "SUPIR"]
 
+_FACTS: dict[str, tuple[int | None, str]] = {
+    "Q": (5_329_810_432, "d7f418398bb024d0d3c779c4ee4e9f171eb072306093f5bcfb2bf096aa2738f8"),
+    "F": (None, "9d8906255e2a2cc97b52d95d575461eca2a8971647d5e3e763291965c3a35314"),
+}
 FILES = {
-    variant: WeightsFile(name=f"SUPIR-v0{variant}.ckpt", places=(f"hf-hub:camenduru/SUPIR/SUPIR-v0{variant}.ckpt",))
-    for variant in ("Q", "F")
+    variant: WeightsFile(
+        name=(name := f"SUPIR-v0{variant}.ckpt"), places=(f"hf-hub:camenduru/SUPIR/{name}",), size=size, sha256=sha256
+    )
+    for variant, (size, sha256) in _FACTS.items()
 }
 """By variant; 5.3 GB each. The place is a mirror of the authors' file hosts."""
 

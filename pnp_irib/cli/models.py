@@ -68,7 +68,10 @@ def _size(spec: RestorerSpec) -> str:
     known = [size for size in sizes if size is not None]
     if not sizes:
         return "-"
-    return f"{sum(known) / 1e6:.0f} MB" if len(known) == len(sizes) else "?"
+    if len(known) < len(sizes):
+        return "?"
+    total = sum(known)
+    return f"{total / 1e9:.1f} GB" if total >= 1e9 else f"{total / 1e6:.0f} MB"
 
 
 def _origins(spec: RestorerSpec) -> list[str]:

@@ -211,7 +211,7 @@ def running(given: Path, out: Path) -> subprocess.Popen[str]:
         text=True,
         env=ENVIRONMENT,
     )
-    for _ in range(600):
+    for _ in range(2400):
         if out.is_dir() and len(list(out.glob("[!.]*"))) >= 2:
             return process
         time.sleep(0.05)
@@ -295,6 +295,7 @@ def test_the_table_of_models_fits_80_columns() -> None:
     assert lines[0].split() == ["name", "scale", "prompts", "weights", "commercial", "size", "here"]
     assert [line.split()[0] for line in lines[1:]] == OURS
     assert lines[1 + OURS.index("realesrgan-x4plus")].split()[1:] == ["x4", "none", "BSD-3-Clause", "yes", "33", "MB", "yes"]
+    assert lines[1 + OURS.index("supir")].split()[-4:] == ["no", "5.3", "GB", "no"]
     assert "realesrgan-x4plus: Real-ESRGAN x4plus (photographs); code Apache-2.0\n  weights here: package sr-" in origins
     assert origins.count("weights from https://github.com/cswry/SeeSR\n") == 2  # of the files of one place, once for each
 

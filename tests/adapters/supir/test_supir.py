@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pnp_irib import load_restorer
+from pnp_irib import load_restorer, wrap
 from pnp_irib.errors import ConfigError, InputError, WeightsError
 from pnp_irib.images.io import read_picture
 from pnp_irib.images.resize import resize
@@ -55,6 +56,26 @@ def test_it_is_loaded_from_the_published_files(photo: Tensor) -> None:
         load_restorer("supir", variant="G", base=SDXL, checkpoint=CHECKPOINT)
     with pytest.raises(ConfigError, match=r"supir has no option 'guidence_scale'. Did you mean 'guidance_scale'"):
         load_restorer("supir", base=SDXL, checkpoint=CHECKPOINT, guidence_scale=3)
+
+
+def test_its_licence_is_said_and_recorded(photo: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = "https://github.com/Fanghua-Yu/SUPIR/blob/master/LICENSE (no commercial use)"
+    robust = wrap(restorer(num_inference_steps=1), projector=None)
+    assert robust(photo).used.weights_licence == address
+    assert address in " ".join(repr(robust).split())
+
+    def fetched(*_: Any, licence: str) -> None:
+        raise WeightsError(licence)
+
+    monkeypatch.setattr("pnp_irib.weights.fetch", fetched)
+    with pytest.raises(WeightsError, match=re.escape(f"{address} for the weights of supir, Apache-2.0 for its code")):
+        load_restorer("supir", base=SDXL)
+
+
+def test_the_robust_encoder_is_laid_out_as_the_other() -> None:
+    base, _, robust = loaded()
+    for name, one in robust.encoder.state_dict().items():
+        assert one.stride() == base.vae.encoder.state_dict()[name].stride(), name
 
 
 def test_what_is_unknown_in_the_file_is_named_and_what_is_missing_too(tmp_path: Path) -> None:
@@ -101,7 +122,6 @@ EFFECTS: dict[str, dict[str, Any]] = {
     "color": {"color": "adain"},
     "no color": {"color": "none"},
     "latent_tile": {"latent_tile": 8, "latent_overlap": 4},
-    "weights": {"weights": "float8"},
     "compat": {"compat": "upstream"},
 }
 
@@ -109,7 +129,7 @@ EFFECTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", EFFECTS)
 def test_options_have_an_effect(name: str, photo: Tensor) -> None:
     few: dict[str, Any] = {"num_inference_steps": 3} if name.startswith("s_") else {}  # noise is added in the second step
-    parts = copy.deepcopy(loaded()) if name in ("weights", "compat") else None
+    parts = copy.deepcopy(loaded()) if name == "compat" else None
     usual, changed = restorer(**few), restorer(parts, **few | EFFECTS[name])
     assert (restored(photo, usual) - restored(photo, changed)).abs().max() > 1e-3
 
@@ -219,6 +239,26 @@ def test_long_captions_keep_the_words_of_quality() -> None:
     torch.testing.assert_close(words.pooled[:1], built.words([[parts[0]]]).pooled[:1])
 
 
+def test_all_of_a_long_negative_prompt_is_read(photo: Tensor) -> None:
+    ending = ["red", "blue"]
+    few: dict[str, Any] = {"num_inference_steps": 1, "guidance_start": 4.0}
+    first, second = (restored(photo, restorer(negative_prompt=f"{'wet sand, ' * 60}{end}", **few)) for end in ending)
+    assert (first - second).abs().max() > 1e-3
+    built = restorer(negative_prompt="wet sand, " * 60)
+    words = built.words([[POSITIVE], [POSITIVE, POSITIVE, POSITIVE, POSITIVE, POSITIVE]])
+    assert words.lengths == (77 * 3, 77 * 5)
+    torch.testing.assert_close(words.hidden[0, 77 : 2 * 77], words.hidden[0, 2 * 77 : 3 * 77])  # filled up with nothing
+    assert restorer(negative_prompt="wet sand, " * 60, compat="upstream").words([[POSITIVE]]).lengths == (77,)
+
+
+def test_a_caption_without_blanks_is_parted() -> None:
+    built, caption = restorer(), "一艘红色的渔船停在湿沙上。" * 20
+    *parts, last = built.texts(1, [Prompt(caption)])[0]
+    assert last == POSITIVE
+    assert "".join(parts) == caption
+    assert all(0 < built.base.text.length(part) <= 75 for part in parts)
+
+
 def test_pieces_of_texts() -> None:
     def count(text: str) -> int:
         return len(text.split())
@@ -231,7 +271,8 @@ def test_pieces_of_texts() -> None:
     assert pieces("a b", "c", length=count, most=3) == ["a b, c"]
     assert pieces("a b c d", "e f", length=count, most=3) == ["a b c", "d", "e f"]
     assert pieces("a b c d", "", length=len, most=1) == ["a", "b", "c", "d"]
-    assert pieces("long b", "c", length=len, most=2) == ["long", "b", "c"]
+    assert pieces("long b", "c", length=len, most=2) == ["lo", "ng", "b", "c"]
+    assert pieces("long", "c", length=lambda text: 3 * len(text), most=2) == ["l", "o", "n", "g", "c"]
 
 
 def test_prompts_must_be_as_many_as_pictures(photo: Tensor) -> None:
@@ -250,6 +291,19 @@ def test_prompts_change_their_own_picture_only(photo: Tensor) -> None:
 def test_how_much_is_worked_on_at_a_time_changes_nothing(photo: Tensor) -> None:
     one, many = (restorer(batch=batch, latent_tile=8, latent_overlap=2) for batch in (1, 16))
     torch.testing.assert_close(restored(photo, one), restored(photo, many), atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("side", [1, 7, 10])
+@pytest.mark.parametrize("compat", [None, "upstream"])
+def test_tiles_of_sides_that_cannot_be_halved(side: int, compat: str | None, photo: Tensor) -> None:
+    networks, t = loaded()[1], torch.Generator().manual_seed(0)
+    latent, text, pooled = (torch.randn(shape, generator=t) for shape in ((1, 4, side, 9), (1, 77, 16), (1, 12)))
+    with torch.no_grad():
+        found = networks(latent, 500, text, networks.vector(pooled), latent)
+    assert found.shape == latent.shape
+    if side > 1:
+        small = resize(photo, (64, 64)).clamp(0, 1)
+        assert torch.isfinite(restored(small, restorer(latent_tile=side, num_inference_steps=1, compat=compat))).all()
 
 
 def test_tiles_as_large_as_the_picture_change_nothing(photo: Tensor) -> None:
@@ -293,10 +347,52 @@ def test_weights_in_eight_bits(photo: Tensor, alone: tuple[Any, ...]) -> None:
     assert built.dtype == torch.float32
     assert not built.spec.differentiable
     assert not built.restore(photo.clone().requires_grad_()).requires_grad
-    built.to("cpu", "float32")
-    assert held(built.networks) < before - 0.6 * large
-    with pytest.raises(ConfigError, match=r"weights='float8' compute in torch.float32. Build another restorer"):
-        built.to(dtype="bfloat16")
+    for dtype in ("bfloat16", "float32"):  # as the command line does, which loads first
+        built.to("cpu", dtype)
+        assert built.dtype == getattr(torch, dtype)
+        assert {p.dtype for p in built.networks.parameters()} == {torch.uint8, built.dtype}
+        assert held(built.networks) < before - 0.6 * large
+        assert (restored(photo, built) - found).abs().mean() < 0.05
+
+
+def test_weights_are_in_eight_bits_before_they_move(alone: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[set[torch.dtype]] = []
+
+    def settle(built: Supir, **_: Any) -> None:
+        kinds.append({layer.weight.dtype for layer in built.networks.control.mid_block.modules() if type(layer) is nn.Linear})
+
+    monkeypatch.setattr(Supir, "settle", settle)
+    restorer(alone, weights="float8")
+    assert kinds == [{torch.uint8}]
+
+
+def test_a_copy_with_weights_in_eight_bits_is_on_its_own(photo: Tensor, alone: tuple[Any, ...]) -> None:
+    built = restorer(alone, weights="float8", num_inference_steps=1)
+    expected = restored(photo, built)
+    other = copy.deepcopy(built)
+    torch.testing.assert_close(restored(photo, other), expected)
+    for parameter in other.networks.parameters():
+        parameter.data.zero_()
+    torch.testing.assert_close(restored(photo, built), expected)
+    assert (restored(photo, other) - expected).abs().max() > 0.01
+
+
+def test_weights_stay_in_eight_bits_where_a_layer_fails(photo: Tensor, alone: tuple[Any, ...]) -> None:
+    built = restorer(alone, weights="float8")
+    layer = built.networks.unet.mid_block.resnets[0].conv1
+    with pytest.raises(RuntimeError):
+        layer(torch.zeros(1, 1, 2, 2))
+    assert layer.weight.dtype == torch.uint8
+
+
+def test_sigmas_are_rounded_to_the_dtype_that_it_is_in(alone: tuple[Any, ...]) -> None:
+    built = restorer(alone, compat="upstream", dtype="bfloat16")
+    assert built.schedule.sigmas[0] == 14.625
+    built.to(dtype="float32")
+    assert built.schedule.sigmas[0] == pytest.approx(14.6146, abs=1e-4)
+    assert built.to("cpu", "bfloat16").schedule.sigmas[0] == 14.625
+    mended = restorer(copy.deepcopy(loaded()), dtype="bfloat16")
+    assert mended.schedule.sigmas[0] == pytest.approx(14.6146, abs=1e-4)
 
 
 def test_bfloat16(photo: Tensor, alone: tuple[Any, ...]) -> None:
