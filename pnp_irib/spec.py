@@ -96,6 +96,16 @@ class RestorerSpec(_Frozen):
             raise ConfigError(f"{self.name}: {error}. Its options: {', '.join(accepted.parameters)}.") from None
         return factory(**options)
 
+    def states(self, *options: str) -> bool:
+        """Whether the factory has parameters of these names.
+
+        Raises:
+            BrokenPluginError: the factory cannot be imported.
+        """
+        if self.factory is None:
+            return False
+        return set(options) <= set(inspect.signature(self._imported("factory", self.factory)).parameters)
+
     def convert(self, source: Path, target: Path) -> None:
         """Write a published file of weights as safetensors that the factory reads as well; ``target`` is put in place whole.
 

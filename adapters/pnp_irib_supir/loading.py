@@ -6,6 +6,8 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pnp_irib.diffusion.places import SDXL_BASE
 from pnp_irib.diffusion.restorer import check_choices, check_options
 from pnp_irib.diffusion.single_file import Heads
@@ -27,6 +29,8 @@ def load_supir(
     checkpoint: str | Path | None = None,
     tokenizer: str | Path | None = None,
     heads: Heads | None = None,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "auto",
     **options: Any,
 ) -> Supir:
     """Build the restorer. What is not given is taken from the Hub's cache, or fetched once its size and licence are shown.
@@ -38,6 +42,8 @@ def load_supir(
         checkpoint: ``SUPIR-v0Q.ckpt`` or ``SUPIR-v0F.ckpt``: a path, or ``hf-hub:owner/repo/file``.
         tokenizer: for a base that is a single file, see `StableDiffusionXL.load`.
         heads: likewise.
+        device: where it runs.
+        dtype: "auto", or a dtype of all parts; they are read in it, since all of them in float32 are 28 GB.
         options: see `Supir`.
 
     Raises:
@@ -48,11 +54,10 @@ def load_supir(
     check_choices(variant=(variant, tuple(FILES)))
     spec = SUPIR.model_copy(update={"weights": (FILES[variant],), "title": f"{SUPIR.title}, variant {variant}"})
     file = resolve_file(FILES[variant].places[0] if checkpoint is None else checkpoint, spec=spec)
-    # In the dtype that it will run in: in float32 all of it is 28 GB.
-    dtype = choose_dtype(options.get("dtype", "auto"), choose_device(str(options.get("device", "cpu"))), spec.safe_dtypes)
     if not isinstance(base, StableDiffusionXL):
-        base = StableDiffusionXL.load(base, dtype=dtype, tokenizer=tokenizer, heads=heads)
+        own = choose_dtype(dtype, choose_device(str(device)), spec.safe_dtypes)
+        base = StableDiffusionXL.load(base, dtype=own, tokenizer=tokenizer, heads=heads)
     networks, robust = read_supir(file, base.unet, base.vae, dtype=base.dtype)
-    restorer = Supir(base, networks, robust, spec=spec, **options)
+    restorer = Supir(base, networks, robust, spec=spec, device=device, dtype=dtype, **options)
     restorer.sources = (origin_of(file),)
     return restorer

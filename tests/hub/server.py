@@ -116,6 +116,7 @@ class HubServer:
         requests: method and path, without its query, of each request answered.
         ranges: the ``Range`` headers that the CDN was sent.
         cut_after: the next GET of the CDN sends so many bytes of the body and closes the connection.
+        always_cut: so do all that follow.
         corrupt: GETs of the CDN flip the last byte of the file.
     """
 
@@ -123,6 +124,7 @@ class HubServer:
         self.requests: list[tuple[str, str]] = []
         self.ranges: list[str] = []
         self.cut_after: int | None = None
+        self.always_cut = False
         self.corrupt = False
         self._repos: dict[str, Repository] = {}
         self._objects: dict[str, bytes] = {}
@@ -273,7 +275,7 @@ class HubServer:
             data = data[:-1] + bytes([data[-1] ^ 0xFF])
         cut, size = None, len(data)
         if asked.method == "GET":
-            cut, self.cut_after = self.cut_after, None
+            cut, self.cut_after = self.cut_after, self.cut_after if self.always_cut else None
         if not (wanted := asked.headers.get("range")):
             return Answer(data, headers={"Accept-Ranges": "bytes"}, cut_after=cut)
         self.ranges.append(wanted)

@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from pnp_irib import load_restorer, wrap
+from pnp_irib.cli.restore import Job, Model, run
+from pnp_irib.diffusion.published import eight_bits
+from pnp_irib.diffusion.xl import StableDiffusionXL
 from pnp_irib.errors import ConfigError, InputError, WeightsError
 from pnp_irib.images.io import read_picture
 from pnp_irib.images.resize import resize
@@ -76,6 +80,23 @@ def test_the_robust_encoder_is_laid_out_as_the_other() -> None:
     base, _, robust = loaded()
     for name, one in robust.encoder.state_dict().items():
         assert one.stride() == base.vae.encoder.state_dict()[name].stride(), name
+
+
+def test_the_command_line_has_it_read_in_its_dtype(tmp_path: Path, photo: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.dtype] = []
+    load = StableDiffusionXL.load
+
+    def watched(place: Path, *, dtype: torch.dtype, **given: Any) -> StableDiffusionXL:
+        asked.append(dtype)
+        return load(place, dtype=dtype, **given)
+
+    monkeypatch.setattr(StableDiffusionXL, "load", watched)
+    Image.fromarray(eight_bits(photo)[0]).save(tmp_path / "photo.png")
+    job = Job([tmp_path / "photo.png"], tmp_path / "out.png", None, False, False, False, False, as_json=True)
+    files = {"base": str(SDXL), "checkpoint": str(CHECKPOINT), "process_size": 64, "num_inference_steps": 1}
+    assert run(job, Model("supir", files, "none", None, "cpu", "bfloat16"), {"lfo": 0, "strength": 1.0, "prompt": None}) == 0
+    assert asked == [torch.bfloat16]
+    assert (tmp_path / "out.png").exists()
 
 
 def test_what_is_unknown_in_the_file_is_named_and_what_is_missing_too(tmp_path: Path) -> None:
