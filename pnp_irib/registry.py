@@ -17,7 +17,16 @@ from pnp_irib.spec import RestorerSpec
 if TYPE_CHECKING:
     from pnp_irib.restorer import Restorer
 
-__all__ = ["GROUP", "BrokenPlugin", "broken_plugins", "find_spec", "list_restorers", "load_restorer", "restorer_names"]
+__all__ = [
+    "GROUP",
+    "BrokenPlugin",
+    "broken_plugins",
+    "find_spec",
+    "list_restorers",
+    "load_restorer",
+    "placed",
+    "restorer_names",
+]
 
 GROUP = "pnp_irib.restorers"
 
@@ -140,6 +149,21 @@ def load_restorer(name: str, **options: Any) -> Restorer:
     """
     restorer: Restorer = find_spec(name).load(**options)
     return restorer
+
+
+def placed(name: str, device: Any, dtype: Any) -> dict[str, Any]:
+    """Options of a registered restorer that have it built on its device and in its dtype, which spares it detours.
+
+    One that is built elsewhere and moved there may have lost digits on the way, and took more memory.
+
+    Returns:
+        device and dtype by name; nothing, where its factory does not state these options.
+
+    Raises:
+        UnknownRestorerError, BrokenPluginError: see `find_spec`.
+    """
+    options = {"device": device, "dtype": dtype}
+    return options if find_spec(name).states(*options) else {}
 
 
 def _enumerate(names: Iterable[str]) -> str:

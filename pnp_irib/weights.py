@@ -45,7 +45,7 @@ __all__ = [
 
 LARGE = 2**30  # bytes of a file above which it is not read just for a record
 
-WEIGHT_OPTIONS = ("weights", "checkpoint", "base", "path", "dape")
+WEIGHT_OPTIONS = ("weights", "checkpoint", "base", "path", "dape", "cleaner", "tokenizer", "degradation_net")
 """Options of restorers that name files or folders of weights."""
 
 

@@ -6,6 +6,8 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pnp_irib.diffusion.base import StableDiffusion
 from pnp_irib.diffusion.restorer import check_choices, check_options
 from pnp_irib.weights import origin_of
@@ -29,6 +31,8 @@ def load_diffbir(
     control: str | Path | None = None,
     cleaner: str | Path | Cleaner | None = None,
     tokenizer: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "auto",
     **options: Any,
 ) -> DiffBIR:
     """Build the restorer. What is not given is taken from the Hub's cache, or fetched once its size and licence are shown.
@@ -42,7 +46,9 @@ def load_diffbir(
         control: IRControlNet, such as ``DiffBIR_v2.1.pt``: a path, or ``hf-hub:owner/repo/file``.
         cleaner: of the first stage, likewise, or loaded.
         tokenizer: for a base that is a single file, see `StableDiffusion.load`.
-        options: see `DiffBIR`.
+        device: where it runs.
+        dtype: see `DiffBIR`.
+        options: likewise.
 
     Raises:
         ConfigError: there is no such version, task or option, or one has a value that is impossible.
@@ -62,6 +68,6 @@ def load_diffbir(
     if not isinstance(base, StableDiffusion):
         base = StableDiffusion.load(stated.base if base is None else base, tokenizer=tokenizer, noise=stated.noise)
     networks = Networks(base.unet, read_controlnet(control_file, base.unet))
-    restorer = DiffBIR(base, networks, cleaner, version=version, task=task, **options)
+    restorer = DiffBIR(base, networks, cleaner, version=version, task=task, device=device, dtype=dtype, **options)
     restorer.sources = tuple(sources)
     return restorer

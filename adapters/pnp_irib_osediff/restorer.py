@@ -189,17 +189,25 @@ def prompt_text(prompt: Prompt | None, user: str = "") -> str:
 
 
 def load_osediff(
-    base: str | Path | StableDiffusion | None = None, checkpoint: str | Path | None = None, **options: Any
+    base: str | Path | StableDiffusion | None = None,
+    checkpoint: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "auto",
+    **options: Any,
 ) -> OSEDiff:
     """OSEDiff for photographs; see `_load`."""
-    return _load(OSEDIFF, base, checkpoint, options)
+    return _load(OSEDIFF, base, checkpoint, {"device": device, "dtype": dtype} | options)
 
 
 def load_osediff_face(
-    base: str | Path | StableDiffusion | None = None, checkpoint: str | Path | None = None, **options: Any
+    base: str | Path | StableDiffusion | None = None,
+    checkpoint: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "auto",
+    **options: Any,
 ) -> OSEDiff:
     """OSEDiff for aligned faces of 512 x 512 pixels; see `_load`."""
-    return _load(OSEDIFF_FACE, base, checkpoint, {"color": "none"} | options)
+    return _load(OSEDIFF_FACE, base, checkpoint, {"color": "none", "device": device, "dtype": dtype} | options)
 
 
 def _load(

@@ -89,7 +89,10 @@ def read_trained(file: Path) -> Trained:
         WeightsError: missing, damaged, or no such file.
     """
     content = read_pickle(file)
-    return Trained(content if isinstance(content, Mapping) else {}, source=str(file))
+    try:
+        return Trained(content if isinstance(content, Mapping) else {}, source=str(file))
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:  # what ought to be a tensor is not
+        raise WeightsError(f"{file} is damaged: {error}. Is the download complete?") from error
 
 
 def _tensor(content: Any, name: str, source: str) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from pnp_irib.weights import load_strictly
 __all__ = ["DegradationEstimator"]
 
 _KINDS = 2  # blur, noise
+STRIP = 2**24  # values of a feature map; without gradients, larger pictures go in strips
 
 
 class _Residual(nn.Module):
@@ -83,4 +85,26 @@ class DegradationEstimator(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         """Scores of blur and noise, (N, 2) in (0, 1), of pictures (N, 3, H, W) in [0, 1] of any size."""
         branches = zip(self.conv_first, self.body, self.fc_degree, strict=True)
-        return torch.cat([head(body(first(pictures)).mean((2, 3))) for first, body, head in branches], 1)
+        return torch.cat([head(_average(first, body, pictures)) for first, body, head in branches], 1)
+
+
+def _average(first: Any, body: Any, pictures: Tensor) -> Tensor:
+    """Means over whole pictures of what a body makes of them, (N, C)."""
+    height, width = pictures.shape[-2:]
+    rows = STRIP // (len(pictures) * first.out_channels * width)
+    if torch.is_grad_enabled() or rows >= height:
+        average: Tensor = body(first(pictures)).mean((2, 3))
+        return average
+    reach, stride = 1, 1  # how far a value looks on each side, and how far it is to the next one
+    for layer in body:
+        reach += stride * (2 if isinstance(layer, _Residual) else 1)
+        stride *= 1 if isinstance(layer, _Residual) else layer.stride[0]
+    halo = -(-reach // stride) * stride
+    rows = max(halo, rows // stride * stride)
+    sums, count = pictures.new_zeros(()), 0
+    for top in range(0, height, rows):
+        start, end = max(0, top - halo), top + rows
+        maps = body(first(pictures[:, :, start : end + halo]))
+        maps = maps[:, :, (top - start) // stride : (end - start) // stride if end < height else None]
+        sums, count = sums + maps.sum((2, 3)), count + maps[0, 0].numel()
+    return sums / count

@@ -6,10 +6,13 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pnp_irib.diffusion.base import StableDiffusion
 from pnp_irib.diffusion.places import SD_TURBO
 from pnp_irib.diffusion.restorer import check_options
 from pnp_irib.errors import WeightsError
+from pnp_irib.runtime import choose_device, choose_dtype
 from pnp_irib.weights import load_checkpoint, origin_of, resolve_file
 from pnp_irib_s3diff.checkpoint import read_trained
 from pnp_irib_s3diff.estimator import DegradationEstimator
@@ -25,6 +28,8 @@ def load_s3diff(
     base: str | Path | StableDiffusion = SD_TURBO.key,
     checkpoint: str | Path | None = None,
     degradation_net: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "auto",
     **options: Any,
 ) -> S3Diff:
     """Build the restorer. What is not given is taken from the Hub's cache, or fetched once its size and licence are shown.
@@ -34,6 +39,8 @@ def load_s3diff(
             `pnp_irib.diffusion.places`), or a loaded model.
         checkpoint: ``s3diff.pkl``: a path, or ``hf-hub:owner/repo/file``.
         degradation_net: ``de_net.pth``, likewise; it must be given.
+        device: where it runs.
+        dtype: see `S3Diff`; the base is read in it.
         options: see `S3Diff`.
 
     Raises:
@@ -47,7 +54,7 @@ def load_s3diff(
     trained = read_trained(files[0])
     estimator = DegradationEstimator.load(load_checkpoint(files[1]), source=str(files[1]))
     if not isinstance(base, StableDiffusion):
-        base = StableDiffusion.load(base)
-    restorer = S3Diff(base, trained, estimator, **options)
+        base = StableDiffusion.load(base, dtype=choose_dtype(dtype, choose_device(str(device)), S3DIFF.safe_dtypes))
+    restorer = S3Diff(base, trained, estimator, device=device, dtype=dtype, **options)
     restorer.sources = tuple(map(origin_of, files))
     return restorer

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -21,6 +23,7 @@ from pnp_irib.diffusion.samplers.tables import picture_from_eps
 from pnp_irib.diffusion.vae import PublishedTiles, decode, encode, sample_posterior
 from pnp_irib.errors import ConfigError, InputError, WeightsError, check_number, check_text
 from pnp_irib.images.color import ColorMatch
+from pnp_irib.images.resize import resize
 from pnp_irib.prompts import Prompt
 from pnp_irib.restorer import NoiseSource
 from pnp_irib.spec import RestorerSpec
@@ -36,7 +39,9 @@ NEGATIVE = "oil painting, cartoon, blur, dirty, messy, low quality, deformation,
 TIMESTEP = 999
 WINDOW = 64  # pixels: the UNet halves latents three times
 SHARE = 1.1  # working memory with the LoRA over that of the UNet alone
-_INPUT: ContextVar[Tensor | None] = ContextVar("input of a projector", default=None)
+_INPUTS: ContextVar[Mapping[int, Tensor]] = ContextVar(
+    "inputs of projectors, by the id of the restorer", default=MappingProxyType({})
+)
 
 
 class S3Diff(DiffusionRestorer):
@@ -116,11 +121,15 @@ class S3Diff(DiffusionRestorer):
         )
         if base.noise != EPS:
             raise ConfigError(f"S3Diff needs a base model of {EPS}; this one has {base.noise}. Is base= the right one?")
+        if base.fingerprint is None:
+            raise ConfigError("the base model is in use: another restorer changed its weights. Load another base.")
         check_number("guidance_scale", guidance_scale, zero=True)
         check_number("batch", batch, whole=True)
         check_choices(scores=(scores, ("lq", "input")), score_gradient=(score_gradient, (True, False)))
         for option, text in (("added_prompt", added_prompt), ("negative_prompt", negative_prompt)):
             check_text(option, text)
+            if not compat and (length := base.text.length(text)) > base.text.longest:
+                raise ConfigError(f"{option} has {length} tokens, and {base.text.longest} are read. Shorten it.")
         self.guidance_scale, self.batch = guidance_scale, batch
         self.added_prompt, self.negative_prompt = added_prompt, negative_prompt
         self.scores, self.score_gradient = scores, score_gradient
@@ -144,12 +153,12 @@ class S3Diff(DiffusionRestorer):
 
     @contextlib.contextmanager
     def reading(self, pictures: Tensor) -> Iterator[None]:
-        """See `pnp_irib.restorer.ReadsInput`: with ``scores="input"``, their degradation counts inside, in this thread."""
-        token = _INPUT.set(pictures)
+        """See `pnp_irib.restorer.ReadsInput`: inside, in this thread, `degradation` takes their size or themselves."""
+        token = _INPUTS.set({**_INPUTS.get(), id(self): pictures})
         try:
             yield
         finally:
-            _INPUT.reset(token)
+            _INPUTS.reset(token)
 
     def restore(
         self,
@@ -166,6 +175,9 @@ class S3Diff(DiffusionRestorer):
             InputError: prompts, or pictures of `reading`, that do not fit.
         """
         texts = self.texts(lq.shape[0], prompts)
+        own, base = self.trained.conv_in.weight, self.base
+        if base.offload is None and (own.device, own.dtype) != (base.device, base.dtype):
+            self.to()  # who shares the base has moved it
         if self.compat:
             return self._as_published(lq, scale, texts, noise)
         scores = self.degradation(lq)
@@ -173,7 +185,7 @@ class S3Diff(DiffusionRestorer):
         return self.framed(lq, scale, network, multiple_of=WINDOW)
 
     def texts(self, count: int, prompts: Sequence[Prompt | None] | None) -> list[str]:
-        """What the text encoder is given for ``count`` pictures.
+        """What the text encoder is given for ``count`` pictures; long prompts are cut so that `added_prompt` is read.
 
         Raises:
             InputError: there are more or fewer prompts.
@@ -181,23 +193,38 @@ class S3Diff(DiffusionRestorer):
         given = list(prompts) if prompts is not None else [None] * count
         if len(given) != count:
             raise InputError(f"{len(given)} prompts for {count} pictures; give one a picture, which may be None.")
-        own = ("" if prompt is None else str(prompt) for prompt in given)
-        return [", ".join(part for part in (text, self.added_prompt) if part) for text in own]
+        return [self._text("" if prompt is None else str(prompt)) for prompt in given]
+
+    def _text(self, prompt: str) -> str:
+        def beginning(characters: int) -> str:
+            return ", ".join(part for part in (prompt[:characters].rstrip(), self.added_prompt) if part)
+
+        embedder, whole = self.base.text, beginning(len(prompt))
+        if self.compat or embedder.length(whole) <= embedder.longest:
+            return whole
+        counts = range(len(prompt) + 1)
+        fitting = bisect.bisect_right(counts, embedder.longest, key=lambda count: embedder.length(beginning(count))) - 1
+        blank = prompt.rfind(" ", 0, fitting + 1)  # where there is none, as in Chinese, words cannot be told
+        return beginning(blank if blank > 0 else fitting)
 
     def degradation(self, lq: Tensor) -> Tensor:
         """Scores of blur and noise, (N, 2) in (0, 1).
 
         Args:
-            lq: that is restored, (N, 3, H, W) in [0, 1].
+            lq: that is restored, (N, 3, H, W) in [0, 1]. Where it is larger than the pictures of `reading`, a projector has
+                enlarged it: it is seen in their size, since the estimator was trained on pictures before enlargement.
 
         Raises:
             InputError: `reading` was given another number of pictures.
         """
-        given = _INPUT.get() if self.scores == "input" else None
-        seen = lq if given is None else given
-        if len(seen) != len(lq):
-            raise InputError(f"{len(seen)} pictures to read for {len(lq)} to restore; give as many.")
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.score_gradient):
+        seen = lq
+        if (given := _INPUTS.get().get(id(self))) is not None:
+            if len(given) != len(lq):
+                raise InputError(f"{len(given)} pictures to read for {len(lq)} to restore; give as many.")
+            size = min(lq.shape[-2], given.shape[-2]), min(lq.shape[-1], given.shape[-1])
+            seen = given if self.scores == "input" else resize(lq, size)
+        exact = torch.autocast(self.device.type, enabled=False)
+        with exact, torch.set_grad_enabled(torch.is_grad_enabled() and self.score_gradient):
             # One by one: pictures are of one size here, but the same alone and in a batch.
             return torch.cat([self.estimator(one) for one in seen.to(self.device).float().clamp(0, 1).split(1)])
 
@@ -211,16 +238,17 @@ class S3Diff(DiffusionRestorer):
             noise: of the posterior, and with ``compat`` of the scheduler.
         """
         base, pictures = self.base, pictures.to(device=self.device, dtype=self.dtype)
-        of_unet, of_vae = (matrices.to(self.dtype) for matrices in self.trained.matrices(scores.to(self.device)))
+        with torch.autocast(self.device.type, enabled=False):
+            of_unet, of_vae = (matrices.to(self.dtype) for matrices in self.trained.matrices(scores.to(self.device)))
         latent = self.encode(pictures, of_vae, noise)
         words = base.embed([*texts, self.negative_prompt]).to(device=self.device, dtype=self.dtype)
         found = self.predict(latent, of_unet, words)
         alpha = base.alphas[TIMESTEP].item()
-        denoised = picture_from_eps(latent, found, alpha)
+        denoised = picture_from_eps(latent.to(found.dtype), found, alpha)
         if self.compat and noise is not None:
             denoised = denoised + 1e-10 * noise.normal(tuple(latent.shape), device=self.device, dtype=self.dtype)
-        with base.vae_stage(pictures, self.vae_mode, decoder=True) as mode:
-            picture = decode(base.vae, denoised.to(self.dtype) / base.vae.config.scaling_factor, mode)
+        with base.as_loaded(), base.vae_stage(pictures, self.vae_mode, decoder=True) as mode:
+            picture = decode(base.vae, denoised.to(pictures.dtype) / base.vae.config.scaling_factor, mode)
         return OneStepResult(latent, found, denoised, picture.clamp(-1, 1))
 
     def encode(self, pictures: Tensor, of_vae: Tensor, noise: NoiseSource | None) -> Tensor:
@@ -242,7 +270,7 @@ class S3Diff(DiffusionRestorer):
         return mean * float(self.base.vae.config.scaling_factor)
 
     def predict(self, latent: Tensor, of_unet: Tensor, words: Tensor) -> Tensor:
-        """The noise in latents, guided.
+        """The noise in latents, guided; at least in float32, since it counts for 15 times as much in the picture's latent.
 
         Args:
             latent: (N, 4, h, w).
@@ -252,7 +280,8 @@ class S3Diff(DiffusionRestorer):
         tiles = self.plan(latent.shape[-2], latent.shape[-1])
         positions = tiles.height * tiles.width if tiles else latent[0, 0].numel()
         most, working = self.at_a_time(positions, self.batch, SHARE)
-        guided = self.guidance_scale != 1
+        guided, dtype = self.guidance_scale != 1, self.dtype
+        latent = latent.to(torch.promote_types(dtype, torch.float32))
 
         def part(cut: Tensor, cuts: Cuts) -> Tensor:
             own, text = of_unet[cuts.pictures], words[cuts.pictures]
@@ -261,7 +290,7 @@ class S3Diff(DiffusionRestorer):
                 own = own.repeat(2, 1, 1, 1)
             one = bool((cuts.pictures == cuts.pictures[0]).all())
             parts = zip(*(x.split(most) for x in (cut, text, own)), strict=True)
-            found = torch.cat([self._noise(x, seen, m[:1] if one else m) for x, seen, m in parts])
+            found = torch.cat([self._noise(x.to(dtype), seen, m[:1] if one else m) for x, seen, m in parts]).to(cut.dtype)
             if not guided:
                 return found
             without, along = found.chunk(2)

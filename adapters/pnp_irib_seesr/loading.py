@@ -6,6 +6,8 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pnp_irib.diffusion.base import StableDiffusion
 from pnp_irib.diffusion.places import SD21_BASE, SD_TURBO
 from pnp_irib.diffusion.restorer import check_options
@@ -27,20 +29,24 @@ def load_seesr(
     base: str | Path | None = None,
     checkpoint: str | Path | None = None,
     dape: str | Path | RamTags | None = None,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "auto",
     **options: Any,
 ) -> SeeSR:
     """SeeSR in 50 steps; see `_load`."""
-    return _load(SEESR, base or SD21_BASE.key, checkpoint, dape, options, turbo=False)
+    return _load(SEESR, base or SD21_BASE.key, checkpoint, dape, {"device": device, "dtype": dtype} | options, turbo=False)
 
 
 def load_seesr_turbo(
     base: str | Path | None = None,
     checkpoint: str | Path | None = None,
     dape: str | Path | RamTags | None = None,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "auto",
     **options: Any,
 ) -> SeeSR:
     """SeeSR in 2 steps of SD-Turbo; see `_load`."""
-    return _load(SEESR_TURBO, base or SD_TURBO.key, checkpoint, dape, options, turbo=True)
+    return _load(SEESR_TURBO, base or SD_TURBO.key, checkpoint, dape, {"device": device, "dtype": dtype} | options, turbo=True)
 
 
 def _load(

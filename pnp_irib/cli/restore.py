@@ -19,7 +19,7 @@ from pnp_irib.cli.messages import line, reason_of
 from pnp_irib.errors import PnPIribError
 from pnp_irib.images.io import write_picture
 from pnp_irib.options import CallOptions
-from pnp_irib.registry import find_spec
+from pnp_irib.registry import placed
 from pnp_irib.result import Restoration, comparison
 from pnp_irib.runtime import give_memory_back
 from pnp_irib.wrapper import WrappedRestorer, wrap
@@ -61,10 +61,9 @@ def run(job: Job, model: Model, options: dict[str, Any]) -> int:
     """
     kinds = [kind for kind, wanted in (("compare", job.compare), ("consistency", job.consistency)) if wanted]
     tasks = plan(job.inputs, job.output, job.format, kinds)
-    place = {"device": model.device, "dtype": model.dtype}
-    early = place if find_spec(model.restorer).states(*place) else {}  # large ones are best read in their dtype at once
-    wrapped = wrap(model.restorer, projector=model.projector, extractor=model.extractor, **model.options, **early)
-    restorer = wrapped.to(**place)
+    given = model.options | placed(model.restorer, model.device, model.dtype)
+    wrapped = wrap(model.restorer, projector=model.projector, extractor=model.extractor, **given)
+    restorer = wrapped.to(model.device, model.dtype)
     CallOptions(**{name: value for name, value in options.items() if name not in ("prompt", "lfo")}).check(restorer.restorer)
     read_anyway = model.extractor is not None and restorer.restorer.spec.prompts != "none"
     if read_anyway or (restorer.projector is not None and options["strength"]):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pnp_irib.errors import ConfigError
+from pnp_irib.runtime import widest_float
 
 __all__ = ["Cuts", "LatentTiles", "gaussian_window", "plan_latent_tiles", "predict_in_tiles", "published_tiles"]
 
@@ -162,7 +163,8 @@ def predict_in_tiles(
     pictures = torch.arange(latent.shape[0], device=latent.device)
     if tiles is None:
         return predict(latent, Cuts(pictures, ((0, 0),) * len(latent), latent.shape[-2], latent.shape[-1]))
-    window = gaussian_window(tiles.height, tiles.width, symmetric=tiles.symmetric).to(latent.device)
+    window = gaussian_window(tiles.height, tiles.width, symmetric=tiles.symmetric).to(widest_float(latent.device))
+    window = window.to(latent.device)
     total = torch.zeros_like(latent, dtype=torch.float32)
     weights = torch.zeros(latent.shape[-2:], dtype=torch.float32, device=latent.device)
     jobs = [(int(n), y, x) for y, x in tiles.corners for n in range(latent.shape[0])]

@@ -87,6 +87,15 @@ class TextEmbedder(Embedder[Tensor]):
         """Ids (N, length), cut and padded to the length that the encoder reads."""
         return padded_tokens(self.tokenizer, texts, self.encoder)
 
+    def length(self, text: str) -> int:
+        """How many tokens a text has, not cut, without those of the beginning and the end."""
+        return len(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+    @property
+    def longest(self) -> int:
+        """The `length` up to which texts are read; longer ones are cut."""
+        return int(self.encoder.config.max_position_embeddings) - 2
+
     def encode(self, text: str, device: torch.device) -> tuple[Tensor, ...]:
         """See `Embedder`."""
         return (self.encoder(self.tokens([text]).to(device))[0],)

@@ -23,7 +23,7 @@ from pnp_irib.projectors.base import WEIGHTS_NAME, Architecture, Projector, Prov
 from pnp_irib.projectors.latent import LatentProjector
 from pnp_irib.projectors.pixel import PixelArchitecture, PixelProjector
 from pnp_irib.prompts import load_extractor
-from pnp_irib.registry import find_spec, load_restorer
+from pnp_irib.registry import find_spec, load_restorer, placed
 from pnp_irib.restorer import Restorer
 from pnp_irib.revision import source_revision
 from pnp_irib.runtime import store_channels_last
@@ -106,7 +106,7 @@ class Session:
     def _load_restorer(self) -> Restorer | None:
         """In float32 whatever the CPU likes best: a projector may put its weights on the restorer's base."""
         config, through = self.config, self.config.through
-        restorer = load_restorer(through.name, **through.options) if through else load_restorer(config.restorer)
+        restorer = self._read(through.name, through.options) if through else self._read(config.restorer, {})
         name = restorer.spec.name
         if not restorer.spec.differentiable:
             if not config.objective.without_restorer().is_set:
@@ -123,7 +123,11 @@ class Session:
             log.warning("precision: bf16 is not known to be safe for %s; single pixels may differ much.", name)
         if restorer.spec.prompts == "required" and config.prompts.extractor == "none":
             raise ConfigError(f"{name} needs prompts. Name an extractor under prompts, such as imagenet-tags.")
-        return restorer.to(self.accelerator.device, torch.float32)
+        return restorer
+
+    def _read(self, name: str, options: dict[str, Any]) -> Restorer:
+        where = (self.accelerator.device, torch.float32)
+        return load_restorer(name, **placed(name, *where) | options).to(*where)
 
     def _load_validation(self) -> Validation | None:
         config = self.config
@@ -131,8 +135,7 @@ class Session:
             return None
         restorer = self.restorer
         if restorer is None or config.through is not None or config.validation.options:
-            restorer = load_restorer(config.restorer, **config.validation.options)
-            restorer = restorer.to(self.accelerator.device, torch.float32)
+            restorer = self._read(config.restorer, config.validation.options)
         return Validation(config.validation, config.seed, restorer, self.accelerator.device)
 
     def _provenance(self, start: Projector) -> Provenance:

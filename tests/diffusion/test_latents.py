@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pnp_irib.diffusion import latents
 from pnp_irib.diffusion.latents import Cuts, gaussian_window, plan_latent_tiles, predict_in_tiles
 from pnp_irib.errors import ConfigError
 
@@ -27,6 +28,25 @@ def test_a_pointwise_denoiser_is_the_same_in_tiles(size: tuple[int, int], compat
     torch.testing.assert_close(found, latent * torch.tensor([1.0, 2.0]).view(2, 1, 1, 1))
     assert all(len(of) <= batch for of in seen)
     assert sum(len(of) for of in seen) == 2 * len(tiles.corners)
+
+
+def test_devices_without_float64_have_windows_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    latent = torch.randn(1, 4, 9, 20, generator=torch.Generator().manual_seed(0))
+    tiles = plan_latent_tiles(9, 20, tile=12, overlap=5)
+    expected = predict_in_tiles(lambda part, _: part.square(), latent, tiles)
+    monkeypatch.setattr(latents, "widest_float", lambda _: torch.float32)
+    kinds: list[torch.dtype] = []
+    multiply = Tensor.__mul__
+
+    def watched(x: Tensor, y: Tensor) -> Tensor:
+        if x.ndim == 3:  # a tile by its window
+            kinds.append(y.dtype)
+        return multiply(x, y)
+
+    monkeypatch.setattr(Tensor, "__mul__", watched)
+    found = predict_in_tiles(lambda part, _: part.square(), latent, tiles)
+    torch.testing.assert_close(found, expected)
+    assert set(kinds) == {torch.float32}
 
 
 def test_tiles_do_not_depend_on_the_batch() -> None:

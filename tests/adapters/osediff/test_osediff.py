@@ -25,8 +25,8 @@ from pnp_irib_osediff.restorer import OSEDiff, load_osediff, load_osediff_face, 
 
 def build(model: Path, **options: Any) -> OSEDiff:
     """Small: pictures of at least 32 pixels instead of 512."""
-    options = {"process_size": 32, "dtype": "float32"} | options
-    return load_osediff(model / "sd21base", model / "osediff.pkl", **options)
+    small: dict[str, Any] = {"process_size": 32, "dtype": "float32"}
+    return load_osediff(model / "sd21base", model / "osediff.pkl", **small | options)
 
 
 @pytest.fixture(scope="module")
