@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pnp_irib.errors import UnknownRestorerError
-from pnp_irib.registry import broken_plugins, find_spec, list_restorers, load_restorer, restorer_names
+from pnp_irib.registry import broken_plugins, find_spec, list_restorers, load_restorer, placed, restorer_names
 from tests.restorers import OURS
 
 GOOD = """
@@ -169,3 +169,14 @@ def test_a_factory_that_cannot_be_loaded_is_told(tmp_path: Path, factory: str) -
 def test_places_are_no_restorers(name: str) -> None:
     with pytest.raises(UnknownRestorerError, match=r"is a place.*weights='hf-hub:owner/repo/file'"):
         load_restorer(name)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_ours_are_built_where_they_run_and_in_their_dtype(name: str) -> None:
+    assert placed(name, "cpu", "float32") == {"device": "cpu", "dtype": "float32"}
+    assert not find_spec(name).states("device", "nothing of the kind")
+
+
+def test_those_that_do_not_say_so_are_moved_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RestorerSpec, "_imported", lambda *_: lambda checkpoint: checkpoint)
+    assert placed("osediff", "cpu", "float32") == {}
