@@ -11,6 +11,7 @@ import pytest
 
 from pnp_irib.errors import UnknownRestorerError
 from pnp_irib.registry import broken_plugins, find_spec, list_restorers, load_restorer, placed, restorer_names
+from pnp_irib.spec import RestorerSpec
 from tests.restorers import OURS
 
 GOOD = """
