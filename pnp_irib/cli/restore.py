@@ -61,9 +61,9 @@ def run(job: Job, model: Model, options: dict[str, Any]) -> int:
     """
     kinds = [kind for kind, wanted in (("compare", job.compare), ("consistency", job.consistency)) if wanted]
     tasks = plan(job.inputs, job.output, job.format, kinds)
-    given = model.options | placed(model.restorer, model.device, model.dtype)
-    wrapped = wrap(model.restorer, projector=model.projector, extractor=model.extractor, **given)
-    restorer = wrapped.to(model.device, model.dtype)
+    early = placed(model.restorer, model.device, model.dtype)
+    wrapped = wrap(model.restorer, projector=model.projector, extractor=model.extractor, **model.options, **early)
+    restorer = wrapped.to(model.device, None if early else model.dtype)
     CallOptions(**{name: value for name, value in options.items() if name not in ("prompt", "lfo")}).check(restorer.restorer)
     read_anyway = model.extractor is not None and restorer.restorer.spec.prompts != "none"
     if read_anyway or (restorer.projector is not None and options["strength"]):

@@ -31,7 +31,7 @@ from pnp_irib.images.similarity import psnr
 from pnp_irib.noise import picture_seed
 from pnp_irib.priors import DenoiserArchitecture, PixelDenoiser, PixelPrior
 from pnp_irib.prompts import Prompt
-from pnp_irib.registry import find_spec, load_restorer
+from pnp_irib.registry import find_spec, load_restorer, placed
 from pnp_irib.spec import Licence
 from pnp_irib.train import load_config, session, train
 from pnp_irib.train.data import make_batch
@@ -190,6 +190,7 @@ class Opaque(Steps):
 def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, Steps]:
     known = {"test-steps": Steps(), "test-opaque": Opaque()}
     monkeypatch.setattr(session, "load_restorer", lambda name, **o: known.get(name) or load_restorer(name, **o))
+    monkeypatch.setattr(session, "placed", lambda name, *where: {} if name in known else placed(name, *where))
     monkeypatch.setattr(session, "find_spec", lambda name: known[name].spec if name in known else find_spec(name))
     return known
 
